@@ -66,7 +66,7 @@ def feedback_matrix(kind, w_out, rng):
 
   Args:
     kind: 'symmetric' (w_out itself), 'random' (N(0,1), fixed), 'adaptive' (N(0,1), then learned, see
-      `adaptive_feedback_decay`), 'global' (one value per output, the same for all neurons).
+      `apply_gradients`), 'global' (one value per output, the same for all neurons).
     w_out: [N, K] array.
     rng: numpy Generator.
 
@@ -81,15 +81,30 @@ def feedback_matrix(kind, w_out, rng):
   return np.broadcast_to(rng.standard_normal(shape), w_out.shape).astype(w_out.dtype)
 
 
-def adaptive_feedback_decay(w_out, feedback, readout_decay):
-  """Kolen-Pollack: after both got the same gradient step, both shrink by (1 - readout_decay), and so become equal.
+def apply_gradients(optimizer, gradients, weights, adaptive_feedback=None, readout_decay=0.0):
+  """One update of the weights, and of a feedback matrix that learns (Kolen-Pollack).
+
+  Adaptive feedback gets the same gradient as w_out, through optimizer slots of its own; then both shrink by
+  (1 - readout_decay), so that their difference decays and B becomes w_out.
 
   Args:
-    w_out, feedback: variables [N, K], assigned in place.
-    readout_decay: decay per update.
+    optimizer: keras optimizer, built for the variables that follow.
+    gradients: Weights.
+    weights: Weights of tf.Variables.
+    adaptive_feedback: tf.Variable [N, K], or None where the feedback does not learn.
+    readout_decay: decay of w_out and B per update.
   """
-  for variable in (w_out, feedback):
+  if adaptive_feedback is None:
+    optimizer.apply(gradients, weights)
+    return
+  optimizer.apply((*gradients, gradients.w_out), (*weights, adaptive_feedback))
+  for variable in (weights.w_out, adaptive_feedback):
     variable.assign(variable * (1 - readout_decay))
+
+
+def cosine(a, b):
+  """Cosine of the angle between two tensors of the same shape; 0 where one of them is 0."""
+  return tf.math.divide_no_nan(tf.reduce_sum(a * b), tf.norm(a) * tf.norm(b))
 
 
 def loss_and_error(kind, y, target, weight):

@@ -1,0 +1,165 @@
+"""The panels of figures 3 and S7 from saved arrays. No TensorFlow.
+
+  python plots.py results/<script>/<run>/figure.npz     draws figure.png beside it once more
+"""
+import csv
+import os
+import sys
+
+import matplotlib
+if '--show' not in sys.argv:
+  matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+
+LEFT, RIGHT, RECALL, NOISE = 'tab:red', 'tab:blue', 'tab:green', '0.45'
+LIF_COLOUR, ALIF_COLOUR = 'black', 'tab:purple'
+RULES = {  # label and colour of each learning rule
+    'bptt': ('BPTT', 'black'),
+    'eprop_symmetric': ('e-prop, symmetric', 'tab:blue'),
+    'eprop_random': ('e-prop, random', 'tab:orange'),
+    'eprop_adaptive': ('e-prop, adaptive', 'tab:green'),
+    'lif_bptt': ('BPTT, LIF only', '0.6'),
+    'lif_eprop_symmetric': ('e-prop symmetric, LIF only', 'tab:cyan'),
+}
+
+
+def save(figure, path, show=False):
+  """Writes a figure as PNG, whole or not at all, and brings its window up to date if `show`."""
+  root, ending = os.path.splitext(path)
+  figure.savefig(f'{root}.part{ending}', dpi=130)
+  os.replace(f'{root}.part{ending}', path)
+  if show:
+    figure.show()
+    figure.canvas.flush_events()
+  else:
+    plt.close(figure)
+
+
+def wait(show):
+  """With `show`, leaves the windows open until they are closed."""
+  if show:
+    plt.show()
+
+
+def _panels(n, heights, size, name):
+  figure, axes = plt.subplots(n, 1, sharex=True, num=name, clear=True, figsize=size, height_ratios=heights,
+                              layout='constrained')
+  for axis in axes:
+    axis.spines[['top', 'right']].set_visible(False)
+  return figure, axes
+
+
+def _raster(axis, spikes, time, colour='black', offset=0):
+  """Spikes [T, n] as dots, neuron k at height offset + k."""
+  steps, neurons = np.nonzero(spikes)
+  axis.plot(time[steps], neurons + offset, '|', color=colour, markersize=3, markeredgewidth=0.7)
+
+
+def evidence_accumulation(record, path, show=False):
+  """Figure 3: one trial of evidence accumulation.
+
+  Args:
+    record: dict of arrays as figure.npz holds them.
+    path: PNG to write.
+    show: bring up the window as well.
+  """
+  x, z, dt, n_regular = record['x'], record['z'], float(record['dt']), int(record['n_regular'])
+  n_steps, n_in = x.shape
+  time = dt * np.arange(n_steps)
+  recall = dt * (n_steps - int(record['n_recall_steps']))
+  figure, axes = _panels(7, [2.2, 1.6, 1.6, 1, 1, 1, 1], (9, 11), 'evidence accumulation')
+  inputs, lif, alif, output, signal, traces, slow = axes
+
+  groups = [('left cues', LEFT), ('right cues', RIGHT), ('recall', RECALL), ('noise', NOISE)]
+  size = n_in // 4
+  if 'cues' in record:
+    for (first, last), cue in zip(record['cue_steps'], record['cues']):
+      inputs.axvspan(dt * first, dt * last, color=RIGHT if cue else LEFT, alpha=0.15, lw=0)
+    for k, (_, colour) in enumerate(groups):
+      _raster(inputs, x[:, k * size:(k + 1) * size], time, colour, k * size)
+    inputs.set_yticks([(k + 0.5) * size for k in range(4)], [name for name, _ in groups])
+    side = 'right' if record['label'] else 'left'
+    inputs.set_title(f'{sum(record["cues"] == 0)} cues left, {sum(record["cues"] == 1)} right: the answer is {side}', fontsize=10)
+  else:
+    _raster(inputs, x, time)
+    inputs.set_ylabel('input neuron')
+  inputs.set_ylim(-1, n_in)
+
+  for axis, name, spikes, colour in ((lif, 'LIF', z[:, :n_regular], LIF_COLOUR), (alif, 'ALIF', z[:, n_regular:], ALIF_COLOUR)):
+    _raster(axis, spikes, time, colour)
+    axis.set_ylim(-1, max(spikes.shape[1], 1))
+    axis.set_ylabel(f'{name}\nneuron')
+    axis.text(1.0, 1.02, f'mean rate {1000 * spikes.mean() / dt if spikes.size else 0:.1f} Hz', transform=axis.transAxes,
+              ha='right', va='bottom', fontsize=8)
+
+  for k, (name, colour) in enumerate((('left', LEFT), ('right', RIGHT))):
+    output.plot(time, record['output'][:, k], color=colour, label=name, lw=1.2)
+  output.axhline(0.5, color='black', ls=':', lw=1, label='decision threshold')
+  output.set(ylim=(0, 1), ylabel='softmax\noutput')
+  output.legend(loc='upper left', ncol=3, fontsize=8, frameon=False)
+
+  n = z.shape[1]
+  chosen = np.argsort(-np.abs(record['learning_signal']).max(0), kind='stable')[:min(n, 5)]
+  for rank, j in enumerate(chosen):
+    signal.plot(time, record['learning_signal'][:, j], lw=1, color=plt.cm.viridis(rank / 5),
+                label=f'{"LIF" if j < n_regular else "ALIF"} {j if j < n_regular else j - n_regular}')
+  signal.set_ylabel('learning\nsignals $L_j$')
+  signal.legend(loc='upper left', ncol=5, fontsize=8, frameon=False, title='the five strongest', title_fontsize=8)
+
+  for k, (i, j) in enumerate(zip(record['pre'], record['post'])):
+    traces.plot(time, record['e'][:, k], lw=0.8, label=f'{i} \N{RIGHTWARDS ARROW} {j}')
+    slow.plot(time, record['eps_a'][:, k], lw=1)
+  traces.set_ylabel('eligibility\ntraces $e_{ji}$')
+  traces.legend(loc='upper left', ncol=3, fontsize=8, frameon=False, title='synapse, pre to post', title_fontsize=8)
+  slow.set_ylabel('slow factor\n' r'$\epsilon_{ji,a}$')
+  slow.set(xlim=(0, dt * n_steps), xlabel='time (ms)')
+
+  for axis in axes:
+    axis.axvspan(recall, dt * n_steps, color=RECALL, alpha=0.1, lw=0)
+  figure.align_ylabels(axes)
+  save(figure, path, show)
+
+
+def read_column(path, column):
+  """A column of metrics.csv: iterations and values where there is one, two float arrays."""
+  with open(path, newline='') as file:
+    rows = [(float(row['iteration']), float(row[column])) for row in csv.DictReader(file) if row[column]]
+  return np.array(rows).reshape(-1, 2).T
+
+
+def smooth(values, n=10):
+  """Running mean over the last n values, over fewer at the start."""
+  total = np.cumsum(np.concatenate([[0.0], values]))
+  first = np.maximum(np.arange(1, len(total)) - n, 0)
+  return (total[1:] - total[first]) / (np.arange(1, len(total)) - first)
+
+
+def learning_curve(metrics, path, column, label, criterion=None, show=False):
+  """One column of a run's metrics.csv over iterations, with its running mean.
+
+  Args:
+    metrics: path of metrics.csv.
+    path: PNG to write.
+    column: its name.
+    label: of the y axis.
+    criterion: value at which to draw a dotted line.
+    show: bring up the window as well.
+  """
+  iterations, values = read_column(metrics, column)
+  figure, axis = plt.subplots(num='learning curve', clear=True, figsize=(6, 3.5), layout='constrained')
+  axis.plot(iterations, values, color='0.75', lw=0.8, label='each iteration')
+  axis.plot(iterations, smooth(values), color='black', lw=1.5, label='mean of 10')
+  if criterion is not None:
+    axis.axhline(criterion, color='tab:red', ls=':', label=f'criterion {criterion:g}')
+  axis.set(xlabel='iteration', ylabel=label, ylim=(0, None))
+  axis.spines[['top', 'right']].set_visible(False)
+  axis.legend(frameon=False)
+  save(figure, path, show)
+
+
+if __name__ == '__main__':
+  with np.load(sys.argv[1], allow_pickle=False) as record:
+    draw = evidence_accumulation if 'n_regular' in record else pattern_generation
+    draw(dict(record), os.path.splitext(sys.argv[1])[0] + '.png', '--show' in sys.argv)
+  wait('--show' in sys.argv)

@@ -1,0 +1,269 @@
+"""Figure 3: a network of LIF and ALIF neurons learns to accumulate evidence and to remember it, by e-prop or BPTT.
+
+  python tutorial_evidence_accumulation_with_alif.py --eprop --feedback=random
+
+Seven cues come from the left or the right. After a delay of a second a recall signal asks on which side there were
+more. The published program reaches its criterion (7 % wrong decisions) after 200 to 500 iterations.
+"""
+import experiment
+from absl import flags
+import keras
+import numpy as np
+import tensorflow as tf
+
+from eprop import (FEEDBACK, IMPLEMENTATIONS, Learner, RateCost, Readout, Weights, apply_gradients, cosine,
+                   eligibility_traces, feedback_matrix)
+from experiment import UserError, rng
+from initial_arrays import batch_of_iteration, load_initial_arrays
+from lsnn import ALIF, exp_decay, exp_filter, unroll
+import plots
+from tasks import EvidenceAccumulation
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(experiment)
+
+# Learning
+flags.DEFINE_bool('eprop', False, 'learn by e-prop instead of BPTT')
+flags.DEFINE_enum('eprop_impl', 'adjoint', IMPLEMENTATIONS, 'how the gradient is computed; all give the same numbers')
+flags.DEFINE_enum('feedback', 'symmetric', FEEDBACK, 'feedback matrix of the learning signals')
+flags.DEFINE_float('readout_decay', 1e-3, 'decay of w_out and B per update, with adaptive feedback', 0.0, 1.0)
+flags.DEFINE_enum('f_regularization_type', 'simple', ['simple', 'online'], 'rate cost: mean rate, or running mean')
+flags.DEFINE_integer('n_batch', 64, 'trials per iteration', lower_bound=1)
+flags.DEFINE_integer('n_iter', 2000, 'largest number of iterations', lower_bound=1)
+flags.DEFINE_float('learning_rate', 0.005, 'learning rate of Adam', lower_bound=0.0)
+flags.DEFINE_float('stop_crit', 0.07, 'error at which training stops')
+flags.DEFINE_float('reg_f', 1.0, 'strength of the rate regularisation', lower_bound=0.0)
+flags.DEFINE_float('reg_rate', 10.0, 'target rate [Hz]', lower_bound=0.0)
+# Network
+flags.DEFINE_integer('n_regular', 50, 'LIF neurons', lower_bound=0)
+flags.DEFINE_integer('n_adaptive', 50, 'ALIF neurons', lower_bound=0)
+flags.DEFINE_float('tau_a', 2000.0, 'time constant of the threshold adaptation [ms]')
+flags.DEFINE_float('tau_v', 20.0, 'membrane time constant [ms]')
+flags.DEFINE_float('tau_out', 20.0, 'time constant of the readout [ms]')
+flags.DEFINE_float('thr', 0.6, 'baseline threshold')
+flags.DEFINE_float('beta', None, 'strength of the adaptation; default 1.7 (1 - rho) / (1 - alpha)')
+flags.DEFINE_integer('n_ref', 5, 'refractory period [steps]', lower_bound=0)
+flags.DEFINE_float('dt', 1.0, 'length of a step [ms]')
+flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
+flags.DEFINE_string('init_from', None, '.npz file with weights, and if you like inputs and labels, to start from')
+# Output
+flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines', lower_bound=1)
+flags.DEFINE_integer('validate_every', 10, 'iterations between two validations', lower_bound=1)
+flags.DEFINE_bool('do_plot', True, 'draw the figures')
+flags.DEFINE_integer('plot_every', 100, 'iterations between two drawings while training goes on', lower_bound=1)
+flags.DEFINE_bool('log_gradient_angle', False, 'log the cosine between the e-prop gradient and that of BPTT')
+flags.DEFINE_integer('gradient_angle_every', 10, 'iterations between two such cosines', lower_bound=1)
+flags.DEFINE_bool('device_placement', False, 'let TensorFlow say where each operation runs')
+
+N_OUT = 2  # left, right
+N_CONFIRMATION_BATCHES, N_TEST_BATCHES = 8, 4
+COLUMNS = ('train_loss', 'rate_loss', 'train_error', 'rate_hz', 'validation_error', 'confirmation_error',
+           'cos_bptt_w_in', 'cos_bptt_w_rec', 'cos_bptt_w_out')
+PUBLISHED = 'criterion reached after 200 to 500 iterations (random feedback, batch 32)'
+
+
+def initial_weights(n_in, n_rec):
+  """w_in, w_rec ~ N(0, 1) / sqrt(fan-in), w_out Glorot-uniform, and the feedback matrix of --feedback; a dict."""
+  generator = rng('weights')
+  limit = np.sqrt(6 / (n_rec + N_OUT))
+  w_rec = generator.standard_normal((n_rec, n_rec)) / np.sqrt(n_rec)
+  np.fill_diagonal(w_rec, 0)
+  weights = dict(w_in=generator.standard_normal((n_in, n_rec)) / np.sqrt(n_in), w_rec=w_rec,
+                 w_out=generator.uniform(-limit, limit, (n_rec, N_OUT)))
+  return dict(weights, b_out=feedback_matrix(FLAGS.feedback, weights['w_out'], generator))
+
+
+def check_flags():
+  """Finds combinations of flags that make no sense."""
+  if FLAGS.n_regular + FLAGS.n_adaptive < 1:
+    raise UserError('the network needs neurons: --n_regular + --n_adaptive must be at least 1')
+  if not FLAGS.eprop and FLAGS.eprop_impl == 'hardcoded':
+    raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')
+  if not FLAGS.eprop and FLAGS.log_gradient_angle:
+    raise UserError('--log_gradient_angle compares e-prop with BPTT: add --eprop')
+  if min(FLAGS.tau_a, FLAGS.tau_v, FLAGS.tau_out, FLAGS.thr, FLAGS.dt) <= 0 or FLAGS.dt > 50:
+    raise UserError('--tau_a, --tau_v, --tau_out and --thr must be positive, --dt between 0 and 50 ms')
+
+
+@tf.function(jit_compile=True)
+def simulate_trial(cell, readout, x, weights):
+  """Simulation of one trial [T, 1, I] and its softmax output [T, 1, K]."""
+  simulation = unroll(cell, x, weights.w_in, weights.w_rec, record_va=True)
+  return simulation, tf.nn.softmax(exp_filter(simulation.z @ weights.w_out, readout.kappa, readout.normalised))
+
+
+trace_recorder = tf.function(eligibility_traces, jit_compile=True)
+
+
+def record_trial(cell, readout, weights, feedback, x, label, task):
+  """One trial as the figure shows it.
+
+  Args:
+    cell, readout, weights, feedback: the network.
+    x: inputs [T, 1, I].
+    label: its class.
+    task: EvidenceAccumulation.
+
+  Returns:
+    dict of arrays without the trial dimension.
+  """
+  simulation, output = simulate_trial(cell, readout, x, weights)
+  z = simulation.z.numpy()
+  error = output.numpy()[:, 0] - np.eye(N_OUT)[label]
+  error[:-task.n_recall_steps] = 0
+  # Three synapses onto adaptive neurons, if there are any, from the neurons that spike most.
+  pre = np.argsort(-z[:, 0].sum(0), kind='stable')[:3]
+  traces = trace_recorder(cell, np.concatenate([np.zeros_like(z[:1]), z[:-1]])[:, :, pre], simulation.psi)
+  eps_a, e = traces.eps_a.numpy()[:, 0], traces.e.numpy()[:, 0]
+  strength = np.abs(eps_a if FLAGS.n_adaptive else e).max(0)
+  strength[np.arange(len(pre)), pre] = 0  # no autapses
+  post = strength.argmax(1)
+  return dict(x=x[:, 0], z=z[:, 0], output=output.numpy()[:, 0], label=label, learning_signal=error @ feedback.numpy().T,
+              pre=pre, post=post, e=e[:, range(len(pre)), post], eps_a=eps_a[:, range(len(pre)), post],
+              n_regular=FLAGS.n_regular, dt=FLAGS.dt, n_recall_steps=task.n_recall_steps)
+
+
+def main():
+  experiment.apply_smoke(n_iter=3, n_batch=4, validate_every=2)
+  check_flags()
+  with experiment.device():
+    train()
+
+
+def train():
+  tf.debugging.set_log_device_placement(FLAGS.device_placement)
+  dtype = np.dtype(FLAGS.dtype)
+  task = EvidenceAccumulation(dt=FLAGS.dt)
+  n_rec = FLAGS.n_regular + FLAGS.n_adaptive
+
+  # Network
+  alpha, rho = exp_decay(FLAGS.tau_v, FLAGS.dt), exp_decay(FLAGS.tau_a, FLAGS.dt)
+  beta = 1.7 * (1 - rho) / (1 - alpha) if FLAGS.beta is None else FLAGS.beta
+  cell = ALIF(n_rec, thr=FLAGS.thr, tau=FLAGS.tau_v, tau_adaptation=FLAGS.tau_a, dt=FLAGS.dt,
+              beta=np.repeat([0, beta], [FLAGS.n_regular, FLAGS.n_adaptive]), n_refractory=FLAGS.n_ref,
+              dampening_factor=FLAGS.dampening_factor, dtype=FLAGS.dtype)
+  if FLAGS.init_from:
+    arrays = load_initial_arrays(FLAGS.init_from, task.n_in, n_rec, N_OUT, 'labels',
+                                 needs_feedback=FLAGS.eprop and FLAGS.feedback != 'symmetric')
+  else:
+    arrays = initial_weights(task.n_in, n_rec)
+  weights = Weights(*(tf.Variable(arrays[name], dtype=dtype) for name in Weights._fields))
+  feedback = tf.Variable(arrays.get('b_out', arrays['w_out']), dtype=dtype)
+  if FLAGS.feedback == 'symmetric':
+    feedback = weights.w_out
+
+  # Data: the same trials for the same seed, or given arrays
+  given = 'inputs' in arrays
+  if given:
+    n_batch, n_steps = arrays['inputs'].shape[-3:-1]
+    if FLAGS['n_batch'].present and FLAGS.n_batch != n_batch:
+      raise UserError(f'--n_batch is {FLAGS.n_batch}, but the inputs in {FLAGS.init_from} have {n_batch} trials')
+    if n_steps < task.n_recall_steps:
+      raise UserError(f'the inputs in {FLAGS.init_from} have {n_steps} steps, fewer than the recall period')
+  else:
+    n_batch, n_steps = FLAGS.n_batch, task.n_steps
+
+  def make_batch(iteration):
+    if not given:
+      return task.batch(rng('train', iteration), n_batch)[:2]
+    x = batch_of_iteration(FLAGS.init_from, arrays['inputs'], min(iteration, FLAGS.n_iter), 3)
+    return np.moveaxis(x, 0, 1), batch_of_iteration(FLAGS.init_from, arrays['labels'], min(iteration, FLAGS.n_iter), 1)
+
+  # Learning rule
+  readout = Readout(dtype.type(exp_decay(FLAGS.tau_out, FLAGS.dt)), loss='cross_entropy')
+  regularisation = RateCost(FLAGS.reg_f, FLAGS.reg_rate * FLAGS.dt / 1000, FLAGS.f_regularization_type)
+  n_shards = experiment.n_shards(n_batch)
+  learner = Learner(cell, readout, regularisation, not FLAGS.eprop, FLAGS.eprop_impl, n_shards)
+  bptt = Learner(cell, readout, regularisation, bptt=True, n_shards=n_shards)
+  loss_weight = tf.constant(task.loss_weight(n_steps, n_batch), dtype)
+  adaptive_feedback = feedback if FLAGS.eprop and FLAGS.feedback == 'adaptive' else None
+  optimizer = keras.optimizers.Adam(FLAGS.learning_rate, epsilon=1e-8)
+  optimizer.build([*weights] + ([] if adaptive_feedback is None else [adaptive_feedback]))
+  one_hot = lambda labels: np.eye(N_OUT, dtype=dtype)[labels][None]  # [1, B, K]
+
+  @tf.function
+  def update(x, target):
+    result = learner(x, target, loss_weight, weights, feedback)
+    apply_gradients(optimizer, result.gradients, weights, adaptive_feedback, FLAGS.readout_decay)
+    return result
+
+  @tf.function
+  def gradient_angle(x, target):
+    pairs = zip(learner(x, target, loss_weight, weights, feedback).gradients,
+                bptt(x, target, loss_weight, weights, feedback).gradients)
+    return [cosine(a, b) for a, b in pairs]
+
+  def error_on_fresh_batches(stream, first, n):
+    errors = []
+    for k in range(first, first + n):
+      x, labels, _ = task.batch(rng(stream, k), n_batch)
+      errors.append(task.error(learner.evaluate(x, one_hot(labels), loss_weight, weights)[1].numpy(), labels))
+    return np.mean(errors)
+
+  # Loop
+  validation_error = tf.Variable(1.0, dtype=tf.float64)
+  variables = dict(weights._asdict(), b_out=feedback, validation_error=validation_error,
+                   **{f'optimizer_{k}': variable.value for k, variable in enumerate(optimizer.variables)})
+  run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS, variables)
+  if given:
+    x, labels = make_batch(1)
+    shown = dict(x=np.ascontiguousarray(x[:, :1]), label=labels[0])
+  else:
+    x, labels, cues = task.batch(rng('figure'), 1)
+    shown = dict(x=x, label=labels[0])
+
+  def draw():
+    record = record_trial(cell, readout, weights, feedback, task=task, **shown)
+    if not given:
+      record.update(cues=cues[0], cue_steps=[task.cue_steps(k) for k in range(task.n_cues)])
+    experiment.write_whole(run.path('figure.npz'), lambda path: np.savez_compressed(path, **record))
+    plots.evidence_accumulation(record, run.path('figure.png'), FLAGS.show)
+
+  data = experiment.prefetched(make_batch, run.iteration + 1)
+  for iteration in run.iterations(FLAGS.n_iter, FLAGS.print_every):
+    x, labels = next(data)
+    angle = [None] * 3
+    if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
+      angle = gradient_angle(x, one_hot(labels))
+    result = update(x, one_hot(labels))
+    train_loss, rate_hz = float(result.task_loss), float(tf.reduce_mean(result.rate)) * 1000 / FLAGS.dt
+    run.guard(iteration, train_loss + float(result.rate_loss), rate_hz)
+    confirmation_error = None
+    validated = not given and iteration % FLAGS.validate_every == 0
+    if validated:
+      validation_error.assign(error_on_fresh_batches('validation', iteration, 1))
+    if validation_error < FLAGS.stop_crit:
+      first = N_CONFIRMATION_BATCHES * iteration
+      confirmation_error = error_on_fresh_batches('confirmation', first, N_CONFIRMATION_BATCHES)
+      if confirmation_error < FLAGS.stop_crit:
+        run.stop()
+    run.log(iteration, train_loss=train_loss, rate_loss=float(result.rate_loss),
+            train_error=task.error(result.y.numpy(), labels), rate_hz=rate_hz,
+            validation_error=float(validation_error) if validated else None, confirmation_error=confirmation_error,
+            **dict(zip(COLUMNS[-3:], map(lambda c: None if c is None else float(c), angle))))
+    if FLAGS.do_plot and iteration % FLAGS.plot_every == 0:
+      draw()
+  data.close()
+
+  # Result
+  if given:
+    x, labels = make_batch(FLAGS.n_iter)
+    y = learner.evaluate(x, one_hot(labels), loss_weight, weights)[1].numpy()
+    test_error, tested_on = task.error(y, labels), 'the given inputs'
+  else:
+    test_error, tested_on = error_on_fresh_batches('test', 0, N_TEST_BATCHES), f'{N_TEST_BATCHES * n_batch} fresh trials'
+  lines = [f'test error: {100 * test_error:.1f} % on {tested_on}, after {run.iteration} iterations '
+           f'(criterion {100 * FLAGS.stop_crit:g} % {"reached" if run.stopped else "not reached"})',
+           f'published:  {PUBLISHED}']
+  if FLAGS.do_plot:
+    draw()
+    plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'), 'train_error', 'wrong decisions',
+                         FLAGS.stop_crit)
+    lines.append(f'figure:     {run.path("figure.png")}')
+  summary = dict(test_error=test_error, criterion_reached=run.stopped, stop_crit=FLAGS.stop_crit)
+  run.finish(dict({name: w.numpy() for name, w in weights._asdict().items()}, b_out=feedback.numpy()), summary, lines)
+  plots.wait(FLAGS.show)
+
+
+if __name__ == '__main__':
+  experiment.run_app(main)
