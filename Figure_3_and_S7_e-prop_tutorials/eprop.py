@@ -429,7 +429,7 @@ def presynaptic_product(pre, post):
   return tf.matmul(tf.reshape(pre, [-1, pre.shape[-1]]), tf.reshape(post, [-1, post.shape[-1]]), transpose_a=True)
 
 
-def chunk_length(n_steps, longest=64):
+def chunk_length(n_steps, longest=32):
   """The longest divisor of n_steps up to `longest`; n_steps itself where only tiny ones exist."""
   length = max(d for d in range(1, longest + 1) if n_steps % d == 0)
   return length if length >= 8 else n_steps
