@@ -97,7 +97,7 @@ def evidence_accumulation(record, path, show=False):
     output.plot(time, record['output'][:, k], color=colour, label=name, lw=1.2)
   output.axhline(0.5, color='black', ls=':', lw=1, label='decision threshold')
   output.set(ylim=(0, 1), ylabel='softmax\noutput')
-  output.legend(loc='upper left', ncol=3, fontsize=8, frameon=False)
+  output.legend(loc='center', bbox_to_anchor=(0.7, 0.85), ncol=3, fontsize=8, frameon=False)
 
   n = z.shape[1]
   chosen = np.argsort(-np.abs(record['learning_signal']).max(0), kind='stable')[:min(n, 5)]
@@ -105,19 +105,65 @@ def evidence_accumulation(record, path, show=False):
     signal.plot(time, record['learning_signal'][:, j], lw=1, color=plt.cm.viridis(rank / 5),
                 label=f'{"LIF" if j < n_regular else "ALIF"} {j if j < n_regular else j - n_regular}')
   signal.set_ylabel('learning\nsignals $L_j$')
-  signal.legend(loc='upper left', ncol=5, fontsize=8, frameon=False, title='the five strongest', title_fontsize=8)
+  signal.legend(loc='center', bbox_to_anchor=(0.45, 0.7), ncol=5, fontsize=8, frameon=False, title='the five strongest',
+                title_fontsize=8)
 
   for k, (i, j) in enumerate(zip(record['pre'], record['post'])):
     traces.plot(time, record['e'][:, k], lw=0.8, label=f'{i} \N{RIGHTWARDS ARROW} {j}')
     slow.plot(time, record['eps_a'][:, k], lw=1)
   traces.set_ylabel('eligibility\ntraces $e_{ji}$')
-  traces.legend(loc='upper left', ncol=3, fontsize=8, frameon=False, title='synapse, pre to post', title_fontsize=8)
+  traces.legend(loc='center', bbox_to_anchor=(0.7, 0.7), ncol=3, fontsize=8, frameon=False,
+                title='synapse, pre \N{RIGHTWARDS ARROW} post', title_fontsize=8)
   slow.set_ylabel('slow factor\n' r'$\epsilon_{ji,a}$')
   slow.set(xlim=(0, dt * n_steps), xlabel='time (ms)')
 
   for axis in axes:
     axis.axvspan(recall, dt * n_steps, color=RECALL, alpha=0.1, lw=0)
   figure.align_ylabels(axes)
+  save(figure, path, show)
+
+
+def pattern_generation(record, metrics, path, show=False):
+  """Figure S7: input, network, outputs over targets, one synapse, and the loss.
+
+  Args:
+    record: dict of arrays as figure.npz holds them.
+    metrics: path of metrics.csv.
+    path: PNG to write.
+    show: bring up the window as well.
+  """
+  x, z, y, dt = record['x'], record['z'], record['y'], float(record['dt'])
+  time = dt * np.arange(len(x))
+  n_out = y.shape[1]
+  figure = plt.figure(num='pattern generation', clear=True, figsize=(9, 10 + 0.9 * (n_out - 1)), layout='constrained')
+  over_time, over_iterations = figure.subfigures(2, 1, height_ratios=[8.2 + 0.9 * (n_out - 1), 2.2])
+  axes = over_time.subplots(6 + n_out, 1, sharex=True, height_ratios=[1.5, 1.5] + [1] * n_out + [0.8] * 4)
+  for axis in axes:
+    axis.spines[['top', 'right']].set_visible(False)
+  inputs, network, outputs = axes[0], axes[1], axes[2:2 + n_out]
+  pre, post, trace, signal = axes[2 + n_out:]
+  _raster(inputs, x, time)
+  inputs.set(ylabel='input\nneuron', ylim=(-1, x.shape[1]))
+  _raster(network, z, time)
+  network.set(ylabel='LIF\nneuron', ylim=(-1, z.shape[1]))
+  for k, axis in enumerate(outputs):
+    axis.plot(time, record['target'][:, k], color='tab:orange', ls='--', label='target')
+    axis.plot(time, y[:, k], color='tab:blue', label='output')
+    axis.set_ylabel('output' if n_out == 1 else f'output {k + 1}')
+  outputs[0].legend(loc='lower right', bbox_to_anchor=(1, 0.95), ncol=2, fontsize=8, frameon=False, borderpad=0)
+  synapse = f'synapse {record["pre"]} \N{RIGHTWARDS ARROW} {record["post"]}'
+  for axis, name, label in ((pre, 'pre_term', r'pre: $\epsilon_v$'), (post, 'post_term', r'post: $\psi$'),
+                            (trace, 'e', 'eligibility\ntrace $e$'), (signal, 'learning_signal', 'learning\nsignal $L$')):
+    axis.plot(time, record[name], color='black', lw=1)
+    axis.set_ylabel(label)
+  pre.set_title(synapse, fontsize=9, loc='left')
+  signal.axhline(0, color='0.7', lw=0.8, zorder=0)
+  signal.set(xlabel='time (ms)', xlim=(0, dt * len(x)))
+  over_time.align_ylabels(axes)
+  loss = over_iterations.subplots()
+  loss.semilogy(*read_column(metrics, 'train_loss'), color='black', lw=1)
+  loss.set(xlabel='iteration', ylabel='loss')
+  loss.spines[['top', 'right']].set_visible(False)
   save(figure, path, show)
 
 
@@ -160,6 +206,9 @@ def learning_curve(metrics, path, column, label, criterion=None, show=False):
 
 if __name__ == '__main__':
   with np.load(sys.argv[1], allow_pickle=False) as record:
-    draw = evidence_accumulation if 'n_regular' in record else pattern_generation
-    draw(dict(record), os.path.splitext(sys.argv[1])[0] + '.png', '--show' in sys.argv)
+    png = os.path.splitext(sys.argv[1])[0] + '.png'
+    if 'n_regular' in record:
+      evidence_accumulation(dict(record), png, '--show' in sys.argv)
+    else:
+      pattern_generation(dict(record), os.path.join(os.path.dirname(png), 'metrics.csv'), png, '--show' in sys.argv)
   wait('--show' in sys.argv)

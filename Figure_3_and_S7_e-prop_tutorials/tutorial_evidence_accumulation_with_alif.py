@@ -111,15 +111,20 @@ def record_trial(cell, readout, weights, feedback, x, label, task):
   z = simulation.z.numpy()
   error = output.numpy()[:, 0] - np.eye(N_OUT)[label]
   error[:-task.n_recall_steps] = 0
-  # Three synapses onto adaptive neurons, if there are any, from the neurons that spike most.
+  # From each of the three neurons that spike most, the synapse with the largest slow (without ALIF: any) trace, onto
+  # three different neurons.
   pre = np.argsort(-z[:, 0].sum(0), kind='stable')[:3]
   traces = trace_recorder(cell, np.concatenate([np.zeros_like(z[:1]), z[:-1]])[:, :, pre], simulation.psi)
   eps_a, e = traces.eps_a.numpy()[:, 0], traces.e.numpy()[:, 0]
   strength = np.abs(eps_a if FLAGS.n_adaptive else e).max(0)
-  strength[np.arange(len(pre)), pre] = 0  # no autapses
-  post = strength.argmax(1)
+  strength[np.arange(len(pre)), pre] = -1  # no autapses
+  post = []
+  for row in strength:
+    row[post] = -1
+    post.append(int(row.argmax()))
   return dict(x=x[:, 0], z=z[:, 0], output=output.numpy()[:, 0], label=label, learning_signal=error @ feedback.numpy().T,
-              pre=pre, post=post, e=e[:, range(len(pre)), post], eps_a=eps_a[:, range(len(pre)), post],
+              pre=pre, post=post, e=e[:, range(len(pre)), post],
+              eps_a=eps_a[:, range(len(pre)), post],
               n_regular=FLAGS.n_regular, dt=FLAGS.dt, n_recall_steps=task.n_recall_steps)
 
 

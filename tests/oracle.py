@@ -111,9 +111,9 @@ def rate_loss_and_signal(kind, cost, f0, z):
     spikes = spikes + z[t, b]
     ra.append(spikes / (u + 1))
     loss += cost / n_steps * np.sum((ra[u] - f0) ** 2)
+  change = [2 * cost * (ra[u] - f0) / ((u + 1) * n_steps) for u in range(len(sequence))]
   for u, (b, t) in enumerate(sequence):
-    for later in range(u, len(sequence)):
-      signal[t, b] += 2 * cost * (ra[later] - f0) / ((later + 1) * n_steps)
+    signal[t, b] = sum(change[u:])
   return loss, signal
 
 

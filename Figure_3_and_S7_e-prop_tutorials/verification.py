@@ -1,0 +1,284 @@
+"""What the two numerical verifications share: random networks, devices, error measure, table, verdict and figure.
+
+A case is one random network of LIF and ALIF neurons with random input. Its gradient is computed in several ways, all on
+the same device, and compared with a reference; then the results of the devices are compared with each other.
+"""
+import csv
+import os
+import sys
+from typing import NamedTuple
+
+import experiment
+from absl import flags
+import numpy as np
+import plots
+import tensorflow as tf
+
+from eprop import RateCost, Readout, Weights, eligibility_traces
+from lsnn import ALIF, exp_decay, unroll
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('n_seeds', 5, 'random networks of each size, seeds from --seed on', lower_bound=1)
+for _name in ('seed', 'result_dir', 'show', 'smoke'):
+  flags.declare_key_flag(_name)
+WITHOUT_EFFECT = ('run_name', 'resume', 'device', 'dtype', 'checkpoint_every')
+
+TOLERANCE = 1e-11         # of the relative error in float64
+DEVICE_TOLERANCE = 1e-9   # of the same between two devices whose spikes are equal
+DETECTABLE = 1e-3         # a deliberately wrong gradient must be off by more than this
+INPUT_RATE = 0.05         # spikes per step
+DT, TAU_OUT = 1.0, 20.0   # ms
+VITAL_SIGNS = ('rate_hz', 'psi_nonzero', 'prevented_by_refractory_period', 'prevented_by_adaptation')
+
+
+class Network(NamedTuple):
+  """A kind of network; half of the neurons adapt (tau_adaptation 200 ms), all are refractory for 3 steps."""
+  n_in: int
+  n: int
+  n_out: int
+  n_steps: int
+  n_batch: int
+  loss: str                  # as in eprop.Readout
+  rate_cost: str             # kind of eprop.RateCost
+  normalised: bool = True    # the readout's filter
+  scale_input: bool = False  # as in lsnn.ALIF
+  tau: tuple = (20.0, 20.0)  # membrane time constant [ms] of the first and the last neuron
+
+  def __str__(self):
+    return f'N={self.n} T={self.n_steps} B={self.n_batch}'
+
+  def parts(self, dtype):
+    """The neurons, the readout and the rate cost, in this dtype: ALIF, Readout, RateCost."""
+    tau = np.linspace(*self.tau, self.n) if self.tau[0] != self.tau[1] else self.tau[0]
+    beta = np.repeat([0, 0.4], [self.n - self.n // 2, self.n // 2])
+    cell = ALIF(self.n, thr=0.6, tau=tau, tau_adaptation=200.0, beta=beta, n_refractory=3, dt=DT,
+                scale_input=self.scale_input, dtype=dtype)
+    readout = Readout(np.dtype(dtype).type(exp_decay(TAU_OUT, DT)), self.normalised, self.loss)
+    return cell, readout, RateCost(5.0, 0.02, self.rate_cost)
+
+
+NETWORKS = (
+    Network(10, 10, 2, 101, 4, 'cross_entropy', 'simple'),
+    Network(15, 20, 3, 200, 2, 'squared_error', 'online', tau=(10.0, 30.0)),
+    Network(20, 40, 2, 300, 3, 'squared_error', 'simple', normalised=False, scale_input=True),
+)
+
+
+class Case(NamedTuple):
+  """A network with random weights, input and targets."""
+  x: tf.Tensor         # [T, B, I]
+  target: tf.Tensor    # [T, B, K]
+  weight: tf.Tensor    # [T, 1, 1] of each step in the task loss
+  weights: Weights
+  feedback: tf.Tensor  # random B of eq. (4), [N, K]
+
+
+def draw_case(network, seed, dtype):
+  """A random Case for this network; the same numbers in every dtype and on every device."""
+  n_in, n, n_out, n_steps, n_batch = network[:5]
+  rng = np.random.default_rng([seed, n])
+  gain = 1 / (1 - exp_decay(20.0, DT) if network.scale_input else 1)
+  x = rng.random((n_steps, n_batch, n_in)) < INPUT_RATE
+  gain_out = (1 if network.normalised else 1 - exp_decay(TAU_OUT, DT)) / np.sqrt(n)
+  weights = Weights(gain * (0.2 + rng.standard_normal((n_in, n))) / np.sqrt(n_in),
+                    gain * rng.standard_normal((n, n)) / np.sqrt(n), gain_out * rng.standard_normal((n, n_out)))
+  target = np.tile(rng.standard_normal((n_batch, n_out)), [n_steps, 1, 1])
+  if network.loss == 'cross_entropy':
+    target = np.eye(n_out)[target.argmax(-1)]
+  weight = (rng.random(n_steps) * (np.arange(n_steps) >= n_steps // 3))[:, None, None]
+  case = Case(x, target, weight / n_batch, weights, gain_out * rng.standard_normal((n, n_out)))
+  return tf.nest.map_structure(lambda array: tf.constant(array, dtype), case)
+
+
+def activity(cell, x, weights):
+  """Simulation with v and a, and the Traces of input and recurrent synapses together, [T, B, I + N, N]."""
+  run = unroll(cell, x, weights.w_in, weights.w_rec, record_va=True)
+  pre = tf.concat([x, tf.concat([tf.zeros_like(run.z[:1]), run.z[:-1]], 0)], 2)
+  return run, eligibility_traces(cell, pre, run.psi)
+
+
+def signal_times_trace(signal, e, n_in):
+  """Eq. (1): sum over t and trials of signal [T, B, N] times e [T, B, I + N, N]; gives dE/dw_in and dE/dw_rec."""
+  gradient = tf.reduce_sum(signal[:, :, None, :] * e, [0, 1])
+  return gradient[:n_in], tf.linalg.set_diag(gradient[n_in:], tf.zeros_like(gradient[0]))
+
+
+def vital_signs(cell, run):
+  """What must have happened in a simulation for its gradient to prove anything: VITAL_SIGNS, all positive."""
+  h, v, threshold = run.h.numpy(), run.v.numpy(), cell.thr + cell.beta * run.a.numpy()
+  refractory = (h == -1) & (v > threshold)  # nothing else held these spikes back
+  adapted = (h > -1) & (h <= 0) & (v > cell.thr)
+  values = 1000 / DT * run.z.numpy().mean(), (run.psi.numpy() > 0).mean(), refractory.sum(), adapted.sum()
+  return dict(zip(VITAL_SIGNS, map(float, values)))
+
+
+def relative_error(a, b):
+  """Largest absolute difference over largest entry of b; NaN if anything is, or if b is 0 everywhere."""
+  with np.errstate(invalid='ignore', divide='ignore'):
+    return np.max(np.abs(np.asarray(a) - b)) / np.max(np.abs(b))
+
+
+def cases():
+  """Yields (Network, dtype, device, seeds) for everything that is to be compared, inside the device's scope."""
+  for name in WITHOUT_EFFECT:
+    if FLAGS[name].present:
+      raise experiment.UserError(f'--{name} has no meaning in this script')
+  experiment.apply_smoke(n_seeds=1)
+  tf.config.experimental.enable_tensor_float_32_execution(False)  # ten bits of mantissa would be no float32
+  for network in NETWORKS[:1] if FLAGS.smoke else NETWORKS:
+    for dtype in ('float64',) if FLAGS.smoke else ('float64', 'float32'):
+      for device in tf.config.list_logical_devices():
+        if device.device_type in ('CPU', 'GPU'):
+          with tf.device(device.name):
+            yield network, dtype, device.name.removeprefix('/device:'), range(FLAGS.seed, FLAGS.seed + FLAGS.n_seeds)
+
+
+def _name(row):
+  return '{network} seed {seed} {dtype} {device}'.format(**row)
+
+
+class Report:
+  """Collects comparisons, prints them and gives the verdict.
+
+  Args:
+    script: name of the script, the folder under --result_dir.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+
+  def __init__(self, script):
+    self.folder = os.path.join(FLAGS.result_dir, script)
+    self.rows, self.failures, self._first = [], [], {}
+    try:
+      os.makedirs(self.folder, exist_ok=True)
+      open(self.path('table.csv'), 'w').close()
+    except OSError as error:
+      raise experiment.UserError(f'cannot write to {self.folder}: {error.strerror}') from None
+
+  def path(self, name):
+    """Path of a file of this verification."""
+    return os.path.join(self.folder, name)
+
+  def add(self, case, spikes, reference, gradients, wrong):
+    """Compares the gradients of one case with the reference, and all of them with those of the first device.
+
+    Args:
+      case: dict of device, dtype, network, seed and the vital signs.
+      spikes: [T, B, N].
+      reference: Weights.
+      gradients: dict of Weights, which must equal the reference.
+      wrong: dict of (dE/dw_in, dE/dw_rec), which must differ from it.
+    """
+    self.failures += [f'{_name(case)} proves nothing: {key} is {case[key]}' for key in VITAL_SIGNS if not case[key] > 0]
+    for kind, variants in (('check', gradients), ('wrong', wrong)):
+      for check, gradient in variants.items():
+        self._compare(kind, check, case, gradient, reference)
+    key = case['network'], case['dtype'], case['seed']
+    gradients = {**gradients, f'reference of {next(iter(gradients))}': reference}
+    device, first_spikes, first = self._first.setdefault((*key, *gradients), (case['device'], spikes, gradients))
+    if device != case['device']:
+      case = dict(case, device=f'{case["device"]} against {device}', spikes_equal=np.array_equal(spikes, first_spikes))
+      for check, gradient in gradients.items():
+        self._compare('devices', check, case, gradient, first[check])
+
+  def _compare(self, kind, check, case, gradients, reference):
+    errors = [relative_error(*pair) for pair in zip(gradients, reference)]
+    error = np.max(errors)
+    self.rows.append(dict(kind=kind, check=check, **case, **dict(zip(Weights._fields, errors)), error=error))
+    limit = TOLERANCE if kind == 'check' else DEVICE_TOLERANCE if case.get('spikes_equal') else np.inf
+    passed = error > DETECTABLE if kind == 'wrong' else case['dtype'] == 'float32' or error <= limit
+    if not (passed and np.isfinite(error)):
+      self.failures.append(f'{_name(case)}: {check} is off by {error:.2g}')
+
+  def _groups(self, *columns):
+    groups = {}
+    for row in self.rows:
+      groups.setdefault(tuple(str(row[column]) for column in columns), []).append(row)
+    return groups.items()
+
+  def finish(self):
+    """Prints table and verdict, writes table.csv and summary.json; returns whether everything passed."""
+    line = '{:<17}{:<9}{:<18}{:<34}{:>9}{:>9}{:>9}   {}'.format
+    print('Relative error of each gradient, the worst of all seeds\n')
+    print(line('device', 'dtype', 'network', 'gradient', *Weights._fields, 'mean rate'))
+    for (kind, *names), rows in self._groups('kind', 'device', 'dtype', 'network', 'check'):
+      if kind != 'wrong':
+        errors = [f'{np.max([row[name] for row in rows]):.1e}' for name in Weights._fields]
+        rates = [row['rate_hz'] for row in rows]
+        equal = f', spikes equal in {sum(row["spikes_equal"] for row in rows)} of {len(rows)}' if kind == 'devices' else ''
+        print(line(*names, *errors, f'{min(rates):.0f} to {max(rates):.0f} Hz{equal}'))
+    wrong = {}
+    print()
+    for (kind, check), rows in self._groups('kind', 'check'):
+      if kind == 'wrong':
+        wrong[check] = np.min([row['error'] for row in rows]), np.max([row['error'] for row in rows])
+        print('wrong on purpose, {}: off by {:.2g} to {:.2g}'.format(check, *wrong[check]))
+    signs = {sign: np.min([row[sign] for row in self.rows]) for sign in VITAL_SIGNS}
+    print('every case has at least: ' + ', '.join(f'{sign} {value:.3g}' for sign, value in signs.items()))
+    worst = np.max([row['error'] for row in self.rows if (row['kind'], row['dtype']) == ('check', 'float64')])
+    print(f'max relative error: {worst:.3g}')
+    print(f'results: {self.folder}', flush=True)
+    for failure in self.failures:
+      print(f'FAILED: {failure}', file=sys.stderr)
+
+    with open(self.path('table.csv'), 'w', newline='') as file:
+      writer = csv.DictWriter(file, [*dict.fromkeys(name for row in self.rows for name in row)], lineterminator='\n')
+      writer.writeheader()
+      writer.writerows(self.rows)
+    experiment.write_json(self.path('summary.json'), dict(
+        passed=not self.failures, max_relative_error=worst, tolerance=TOLERANCE, wrong_on_purpose=wrong,
+        devices=[device for (device,), _ in self._groups('device')], n_cases=len(self._first), seed=FLAGS.seed,
+        n_seeds=FLAGS.n_seeds, failures=self.failures))
+    return not self.failures
+
+
+def figure(path, network, gradients, run, traces, factors):
+  """Two gradients and their difference; below, one recurrent synapse onto an ALIF neuron, that of the largest gradient.
+
+  Args:
+    path: PNG to write.
+    network: Network.
+    gradients: dict of title and Weights, the reference first.
+    run, traces: of `activity`.
+    factors: dict of label and tensor [T, B, N] or [T, B, I + N, N] for the lowest panels.
+  """
+  n_in, n = network.n_in, network.n
+  fig = plots.plt.figure(figsize=(7.2, 8.8), layout='constrained')
+  above, below = fig.subfigures(2, 1, height_ratios=[1, 1.3])
+  (_, reference), (_, other) = shown = [(title, np.concatenate(gradient[:2])) for title, gradient in gradients.items()]
+  axes = above.subplots(1, 3, sharey=True)
+  for axis, (title, matrix) in zip(axes, [*shown, ('difference', 1e16 * (other - reference))]):
+    difference = title == 'difference'
+    limit = np.abs(matrix if difference else reference).max()
+    image = axis.imshow(matrix, cmap='RdBu_r', vmin=-limit, vmax=limit, aspect='auto', interpolation='nearest')
+    axis.axhline(n_in - 0.5, color='black', lw=0.8)
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel('postsynaptic neuron $j$')
+    above.colorbar(image, ax=axis, location='bottom', shrink=0.9,
+                   label='difference ($10^{-16}$)' if difference else '$dE/dW_{ji}$')
+  axes[0].set_ylabel('presynaptic $i$')
+  axes[0].set_yticks([(n_in - 1) / 2, n_in + (n - 1) / 2], ['inputs', 'neurons'], rotation=90, va='center')
+
+  i, j = np.unravel_index(np.abs(reference[n_in:, n - n // 2:]).argmax(), [n, n // 2])
+  j += n - n // 2
+  spikes = {'presynaptic\nspikes $z_i$': run.z[:, 0, i], 'postsynaptic\nspikes $z_j$': run.z[:, 0, j]}
+  curves = {'pseudo-\nderivative $\\psi_j$': run.psi, 'fast component\n$\\epsilon_{ji,v}$': traces.eps_v,
+            'slow component\n$\\epsilon_{ji,a}$': traces.eps_a, 'eligibility\ntrace $e_{ji}$': traces.e, **factors}
+  time = DT * np.arange(network.n_steps)
+  axes = below.subplots(len(spikes) + len(curves), 1, sharex=True,
+                        height_ratios=[0.4] * len(spikes) + [1] * len(curves))
+  below.suptitle(f'synapse from neuron {i} to ALIF neuron {j}, first trial', fontsize=9)
+  for axis, (label, z) in zip(axes, spikes.items()):
+    axis.vlines(time[z.numpy() > 0], 0, 1, color='black', lw=0.8)
+    axis.set_yticks([])
+  for axis, (label, array) in zip(axes[len(spikes):], curves.items()):
+    y = array[:, 0, ..., min(j, array.shape[-1] - 1)].numpy()
+    axis.axhline(0, color='0.8', lw=0.6)
+    axis.plot(time, y if y.ndim == 1 else y[:, n_in + i], color='tab:blue', lw=1)
+  for axis, label in zip(axes, [*spikes, *curves]):
+    axis.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
+    axis.spines[['top', 'right']].set_visible(False)
+  axes[-1].set(xlabel='time (ms)', xlim=(0, DT * network.n_steps))
+  below.align_ylabels(axes)
+  fig.savefig(path, dpi=200)

@@ -1,0 +1,122 @@
+"""Proves numerically that e-prop's factorization of the loss gradient, eq. (1), is exact.
+
+Eq. (1) of Bellec, Scherr et al. (2020) says that a network's gradient is a sum over time of products of two factors,
+
+  dE/dW_ji = sum_t dE/dz_j[t] e_ji[t]
+
+The eligibility trace e_ji, eq. (25), is computed forward in time and knows nothing of the loss. The ideal learning
+signal dE/dz_j is obtained by automatic differentiation with respect to the spike as it acts on the readout, on other
+neurons and on the reset; its effect on the neuron's own threshold is already inside the trace. Nothing is approximated:
+the sum has to equal the gradient of backpropagation through time (BPTT). E-prop's approximation comes later, where a
+learning signal available online, eq. (4), takes the place of dE/dz_j.
+
+  python numerical_verification_eprop_factorization_vs_BPTT.py [--n_seeds=5] [--smoke]
+
+Random networks of LIF and ALIF neurons, random input, a loss at the outputs and a cost on the firing rates, on every
+device present. Reference: BPTT by automatic differentiation. Compared with it: eq. (1), and BPTT as a hand-written
+backward scan (`adjoint BPTT`). The table shows the largest absolute difference over the largest entry of the gradient.
+`max relative error` is the worst of them in float64, exit code 1 tells that it exceeds 1e-11, that a device differs from
+another, that a gradient wrong on purpose went unnoticed, or that a network did not spike, adapt or refrain from spiking.
+Float32 is shown for information. A figure, all numbers and a summary are written to <result_dir>/<name of this script>/.
+Takes XXX.
+"""
+import os
+import sys
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(FOLDER, 'Figure_3_and_S7_e-prop_tutorials'))
+
+import experiment
+import verification
+from absl import flags
+import numpy as np
+import plots
+import tensorflow as tf
+
+from eprop import Learner, Weights, loss_and_error, presynaptic_product, rate_cost
+from lsnn import exp_filter, unroll
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(verification)
+
+
+class Gradients:
+  """The gradient of one kind of network in all ways, compiled once and used for every seed.
+
+  Args:
+    network: verification.Network.
+    dtype: 'float32' or 'float64'.
+  """
+
+  def __init__(self, network, dtype):
+    self.n_in = network.n_in
+    self.cell, self.readout, self.regularisation = parts = network.parts(dtype)
+    self.bptt = Learner(*parts, bptt=True, impl='autodiff')
+    self.adjoint_bptt = Learner(*parts, bptt=True, impl='adjoint')
+    self.eprop = Learner(*parts, impl='autodiff')
+    self.activity = tf.function(lambda case: verification.activity(self.cell, case.x, case.weights))
+    self.signal_times_trace = tf.function(lambda signal, e: verification.signal_times_trace(signal, e, self.n_in))
+
+  @tf.function
+  def ideal_learning_signal(self, case):
+    """dE/dz [T, B, N] of eq. (1) by automatic differentiation; and dE/dw_out [N, K], presynaptic times error."""
+    x, target, weight, weights, _ = case
+    dz = tf.zeros([*x.shape[:2], self.cell.units], x.dtype)
+    with tf.GradientTape() as tape:
+      tape.watch(dz)
+      z = unroll(self.cell, x, weights.w_in, weights.w_rec, dz=dz).z
+      z_bar = exp_filter(z, self.readout.kappa, self.readout.normalised)
+      task_loss, error = loss_and_error(self.readout.loss, z_bar @ weights.w_out, target, weight)
+      loss = task_loss + rate_cost(self.regularisation, tf.reduce_mean(z, [0, 1]), z)
+    return tape.gradient(loss, dz), presynaptic_product(z_bar, error)
+
+  def with_own_adaptation(self, signal, psi):
+    """dE/dz plus the path z -> own adaptation, which the trace contains already; [T, B, N]."""
+    signal, psi = np.array(signal), psi.numpy()
+    lam = np.zeros_like(psi[0])
+    for t in reversed(range(len(psi))):
+      signal[t] += lam
+      lam = self.cell.rho * lam - self.cell.beta * psi[t] * signal[t]
+    return tf.constant(signal)
+
+  def __call__(self, case):
+    """All gradients of a case.
+
+    Returns:
+      Simulation, Traces and learning signal; Weights of the reference; dict of gradients that must equal it, and dict
+      of gradients that must not.
+    """
+    run, traces = self.activity(case)
+    signal, g_out = self.ideal_learning_signal(case)
+    reference = self.bptt(*case).gradients
+    equal = {'eq. (1) with the true dE/dz': Weights(*self.signal_times_trace(signal, traces.e), g_out),
+             'adjoint BPTT': self.adjoint_bptt(*case).gradients}
+    fast = run.psi[:, :, None, :] * traces.eps_v
+    wrong = {'own adaptation counted twice, in dE/dz and in the trace':
+             self.signal_times_trace(self.with_own_adaptation(signal, run.psi), traces.e),
+             'trace without its slow component eps_a': self.signal_times_trace(signal, fast),
+             "e-prop's learning signal, eq. (4), for dE/dz": self.eprop(*case).gradients[:2]}
+    return run, traces, signal, reference, equal, wrong
+
+
+def main():
+  report = verification.Report('numerical_verification_eprop_factorization_vs_BPTT')
+  shown = None
+  for network, dtype, device, seeds in verification.cases():
+    gradients = Gradients(network, dtype)
+    for seed in seeds:
+      run, traces, signal, reference, equal, wrong = gradients(verification.draw_case(network, seed, dtype))
+      case = dict(device=device, dtype=dtype, network=str(network), seed=seed,
+                  **verification.vital_signs(gradients.cell, run))
+      report.add(case, run.z.numpy(), reference, equal, wrong)
+      if shown is None:
+        both = {'BPTT': reference, 'eq. (1): $dE/dz_j$ times trace': next(iter(equal.values()))}
+        shown = network, both, run, traces, {'learning\nsignal $dE/dz_j$': signal}
+  passed = report.finish()
+  verification.figure(report.path('figure.png'), *shown)
+  plots.wait(FLAGS.show)
+  sys.exit(0 if passed else 1)
+
+
+if __name__ == '__main__':
+  experiment.run_app(main)
