@@ -83,6 +83,7 @@ def run_app(main):
 
   def guarded(_):
     logging.set_verbosity(logging.WARNING)
+    keras.config.set_floatx(FLAGS.dtype)  # the precision of the optimizers' learning rate, among others
     try:
       main()
     except tf.errors.ResourceExhaustedError:

@@ -14,6 +14,7 @@ import numpy as np
 
 LEFT, RIGHT, RECALL, NOISE = 'tab:red', 'tab:blue', 'tab:green', '0.45'
 LIF_COLOUR, ALIF_COLOUR = 'black', 'tab:purple'
+NMSE_CRITERION = 0.1  # ours: the paper gives none for pattern generation
 RULES = {  # label and colour of each learning rule
     'bptt': ('BPTT', 'black'),
     'eprop_symmetric': ('e-prop, symmetric', 'tab:blue'),
@@ -202,6 +203,88 @@ def learning_curve(metrics, path, column, label, criterion=None, show=False):
   axis.spines[['top', 'right']].set_visible(False)
   axis.legend(frameon=False)
   save(figure, path, show)
+
+
+def read_comparison(path):
+  """The CSV of compare_learning_rules.py: {rule: list of runs}, a run being {column: list of texts, one a row}."""
+  runs = {}
+  with open(path, newline='') as file:
+    for row in csv.DictReader(file):
+      run = runs.setdefault((row['rule'], int(row['seed'])), {name: [] for name in row})
+      for name, value in row.items():
+        run[name].append(value)
+  return {rule: [run for (name, _), run in sorted(runs.items()) if name == rule]
+          for rule in RULES if any(name == rule for name, _ in runs)}
+
+
+def iterations_to_criterion(run, task):
+  """Number of iterations after which a run of `read_comparison` met its criterion, None if it did not."""
+  if task == 'evidence_accumulation':
+    return int(run['iteration'][-1]) if run['criterion_reached'][-1] == 'True' else None
+  below = np.nonzero(smooth(np.array(run['nmse'], float)) < NMSE_CRITERION)[0]
+  return int(below[0]) + 1 if len(below) else None
+
+
+def comparison(path, task, show=False):
+  """Learning curves and iterations to the criterion per learning rule, beside the CSV.
+
+  Args:
+    path: CSV of compare_learning_rules.py.
+    task: 'evidence_accumulation' or 'pattern_generation'.
+    show: bring up the windows as well.
+
+  Returns:
+    The two paths written.
+  """
+  evidence = task == 'evidence_accumulation'
+  column, label = ('train_error', 'wrong decisions') if evidence else ('nmse', 'normalised mean squared error')
+  rules = read_comparison(path)
+  longest = max(len(run['iteration']) for runs in rules.values() for run in runs)
+
+  figure, axis = plt.subplots(num='learning curves', clear=True, figsize=(7.5, 4.5), layout='constrained')
+  for rule, runs in rules.items():
+    name, colour = RULES[rule]
+    # A run that stopped at the criterion keeps its last value.
+    curves = np.array([np.pad(smooth(np.array(run[column], float)), (0, longest - len(run[column])), 'edge') for run in runs])
+    mean, spread = curves.mean(0), curves.std(0, ddof=1) if len(runs) > 1 else np.zeros(longest)
+    iterations = np.arange(1, longest + 1)
+    axis.plot(iterations, mean, color=colour, label=f'{name} ({len(runs)} seed{"s" if len(runs) > 1 else ""})')
+    axis.fill_between(iterations, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+  axis.set(xlabel='iteration', ylabel=f'{label}\n(mean of 10 iterations)', xlim=(1, longest))
+  if evidence:
+    axis.axhline(0.07, color='tab:red', ls=':', label='criterion 7 %')
+    axis.set_ylim(0, 0.6)
+    axis.set_title('training batches; mean and standard deviation over seeds; finished runs keep their last value', fontsize=9)
+  else:
+    axis.set_yscale('log')
+    axis.set_title('mean and standard deviation over seeds', fontsize=9)
+  axis.legend(frameon=False, fontsize=8)
+  axis.spines[['top', 'right']].set_visible(False)
+  curves_path = os.path.join(os.path.dirname(path), f'comparison_{task}_curves.png')
+  save(figure, curves_path, show)
+
+  figure, axis = plt.subplots(num='iterations to criterion', clear=True, figsize=(7.5, 3.8), layout='constrained')
+  for k, (rule, runs) in enumerate(rules.items()):
+    counts = [iterations_to_criterion(run, task) for run in runs]
+    reached = [count for count in counts if count is not None]
+    jitter = lambda n: k + (np.arange(n) - (n - 1) / 2) * 0.08
+    axis.plot(jitter(len(reached)), reached, 'o', color=RULES[rule][1], zorder=3)
+    n_failed = len(counts) - len(reached)
+    axis.plot(jitter(n_failed), [longest] * n_failed, 'x', color=RULES[rule][1], zorder=3)
+    if reached:
+      axis.hlines(np.median(reached), k - 0.3, k + 0.3, color=RULES[rule][1], lw=1)
+  axis.axhline(longest, color='0.7', lw=0.8, ls='--')
+  if evidence:
+    axis.axhspan(200, 500, color='tab:orange', alpha=0.12, lw=0, label='published, random feedback: 200 to 500')
+    axis.legend(frameon=False, fontsize=8, loc='lower right')
+  criterion = 'error below 7 %' if evidence else f'error below {NMSE_CRITERION:g}'
+  axis.set_xticks(range(len(rules)), [RULES[rule][0].replace(', ', ',\n').replace(' LIF', '\nLIF') for rule in rules], fontsize=8)
+  axis.set(ylabel=f'iterations to {criterion}', ylim=(0, 1.08 * longest))
+  axis.set_title(f'a dot per seed, line: median; x: not reached within {longest} iterations', fontsize=9)
+  axis.spines[['top', 'right']].set_visible(False)
+  criterion_path = os.path.join(os.path.dirname(path), f'comparison_{task}_criterion.png')
+  save(figure, criterion_path, show)
+  return curves_path, criterion_path
 
 
 if __name__ == '__main__':

@@ -41,7 +41,8 @@ class Gradient(NamedTuple):
 
 
 def no_autapses(w_rec):
-  return w_rec * (1 - np.eye(len(w_rec)))
+  """Recurrent weights or their gradient, or the first rows of these, without a neuron's synapse onto itself."""
+  return w_rec * (1 - np.eye(*w_rec.shape))
 
 
 def simulate(neurons, x, w_in, w_rec, reset=None):
