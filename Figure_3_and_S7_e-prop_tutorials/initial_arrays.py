@@ -36,6 +36,7 @@ def load_initial_arrays(path, n_in, n_rec, n_out, target_name, needs_feedback):
   check_shape(path, 'w_in', arrays['w_in'], (n_in, n_rec))
   check_shape(path, 'w_rec', arrays['w_rec'], (n_rec, n_rec))
   check_shape(path, 'w_out', arrays['w_out'], (n_rec, n_out))
+  np.fill_diagonal(arrays['w_rec'], 0)  # no autapses
   if 'b_out' in arrays:
     check_shape(path, 'b_out', arrays['b_out'], arrays['w_out'].shape)
   if 'inputs' not in arrays:

@@ -182,7 +182,8 @@ def train():
   bptt = Learner(cell, readout, regularisation, bptt=True, n_shards=n_shards)
   loss_weight = tf.constant(task.loss_weight(n_steps, n_batch), dtype)
   adaptive_feedback = feedback if FLAGS.eprop and FLAGS.feedback == 'adaptive' else None
-  optimizer = keras.optimizers.Adam(FLAGS.learning_rate, epsilon=1e-8)
+  # Typed constants: Keras rounds Python's floats to float32, which a float64 run would show.
+  optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype.type(0.9), dtype.type(0.999), epsilon=1e-8)
   optimizer.build([*weights] + ([] if adaptive_feedback is None else [adaptive_feedback]))
   one_hot = lambda labels: np.eye(N_OUT, dtype=dtype)[labels][None]  # [1, B, K]
 

@@ -60,7 +60,7 @@ class Network(NamedTuple):
 NETWORKS = (
     Network(10, 10, 2, 101, 4, 'cross_entropy', 'simple'),
     Network(15, 20, 3, 200, 2, 'squared_error', 'online', tau=(10.0, 30.0)),
-    Network(20, 40, 2, 300, 3, 'squared_error', 'simple', normalised=False, scale_input=True),
+    Network(20, 40, 2, 300, 2, 'squared_error', 'simple', normalised=False, scale_input=True),
 )
 
 
@@ -113,9 +113,10 @@ def vital_signs(cell, run):
 
 
 def relative_error(a, b):
-  """Largest absolute difference over largest entry of b; NaN if anything is, or if b is 0 everywhere."""
+  """Largest absolute difference over largest entry of b; NaN if anything is, not finite if b is 0 everywhere."""
+  a, b = np.asarray(a), np.asarray(b)
   with np.errstate(invalid='ignore', divide='ignore'):
-    return np.max(np.abs(np.asarray(a) - b)) / np.max(np.abs(b))
+    return np.max(np.abs(a - b)) / np.max(np.abs(b))
 
 
 def cases():
@@ -125,6 +126,7 @@ def cases():
       raise experiment.UserError(f'--{flag.name} has no meaning in this script')
   experiment.apply_smoke(n_seeds=1)
   tf.config.experimental.enable_tensor_float_32_execution(False)  # ten bits of mantissa would be no float32
+  tf.get_logger().setLevel('ERROR')  # each network is traced anew on purpose, which TensorFlow warns of
   for network in NETWORKS[:1] if FLAGS.smoke else NETWORKS:
     for dtype in ('float64',) if FLAGS.smoke else ('float64', 'float32'):
       for device in tf.config.list_logical_devices():
@@ -208,8 +210,9 @@ class Report:
       if kind != 'wrong':
         errors = [f'{np.max([row[name] for row in rows]):.1e}' for name in Weights._fields]
         rates = [row['rate_hz'] for row in rows]
-        equal = f', spikes equal in {sum(row["spikes_equal"] for row in rows)} of {len(rows)}' if kind == 'devices' else ''
-        print(line(*names, *errors, f'{min(rates):.0f} to {max(rates):.0f} Hz{equal}'))
+        n_equal = sum(row.get('spikes_equal', False) for row in rows)
+        print(line(*names, *errors, f'{min(rates):.0f} to {max(rates):.0f} Hz'
+                   + (f', spikes equal in {n_equal} of {len(rows)}' if kind == 'devices' else '')))
     wrong = {}
     print()
     for (kind, check), rows in self._groups('kind', 'check'):
@@ -220,7 +223,7 @@ class Report:
     print('every case has at least: ' + ', '.join(f'{sign} {value:.3g}' for sign, value in signs.items()))
     worst = np.max([row['error'] for row in self.rows if (row['kind'], row['dtype']) == ('check', 'float64')])
     print(f'max relative error: {worst:.3g}')
-    print(f'results: {self.folder}', flush=True)
+    print(f'{"FAILED" if self.failures else "passed"}: {len(self._first)} cases; results: {self.folder}', flush=True)
     for failure in self.failures:
       print(f'FAILED: {failure}', file=sys.stderr)
 
@@ -236,7 +239,7 @@ class Report:
 
 
 def figure(path, network, gradients, run, traces, factors):
-  """Two gradients and their difference; below, one recurrent synapse onto an ALIF neuron, that of the largest gradient.
+  """Two gradients and their difference; below, the recurrent synapse onto an ALIF neuron with the largest trace.
 
   Args:
     path: PNG to write.
@@ -250,6 +253,7 @@ def figure(path, network, gradients, run, traces, factors):
   above, below = fig.subfigures(2, 1, height_ratios=[1, 1.3])
   shown = [(title, np.concatenate(gradient[:2])) for title, gradient in list(gradients.items())[:2]]
   (_, reference), (_, other) = shown
+  above.suptitle(f'one random network, float64, {network}', fontsize=9)
   axes = above.subplots(1, 3, sharey=True)
   for axis, (title, matrix) in zip(axes, [*shown, ('difference', 1e16 * (other - reference))]):
     difference = title == 'difference'
@@ -258,13 +262,16 @@ def figure(path, network, gradients, run, traces, factors):
     axis.axhline(n_in - 0.5, color='black', lw=0.8)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel('postsynaptic neuron $j$')
+    axis.tick_params(axis='y', length=0)
     above.colorbar(image, ax=axis, location='bottom', shrink=0.9,
                    label='difference ($10^{-16}$)' if difference else '$dE/dW_{ji}$')
   axes[0].set_ylabel('presynaptic $i$')
   axes[0].set_yticks([(n_in - 1) / 2, n_in + (n - 1) / 2], ['inputs', 'neurons'], rotation=90, va='center')
 
-  i, j = np.unravel_index(np.abs(reference[n_in:, n - n // 2:]).argmax(), [n, n // 2])
-  j += n - n // 2
+  n_lif = n - n // 2
+  size = np.abs(traces.e[:, 0, n_in:, n_lif:]).sum(0)
+  i, j = np.unravel_index(size.argmax(), size.shape)
+  j += n_lif
   spikes = {'presynaptic\nspikes $z_i$': run.z[:, 0, i], 'postsynaptic\nspikes $z_j$': run.z[:, 0, j]}
   curves = {'pseudo-\nderivative $\\psi_j$': run.psi, 'fast component\n$\\epsilon_{ji,v}$': traces.eps_v,
             'slow component\n$\\epsilon_{ji,a}$': traces.eps_a, 'eligibility\ntrace $e_{ji}$': traces.e, **factors}
@@ -275,6 +282,7 @@ def figure(path, network, gradients, run, traces, factors):
   for axis, (label, z) in zip(axes, spikes.items()):
     axis.vlines(time[z.numpy() > 0], 0, 1, color='black', lw=0.8)
     axis.set_yticks([])
+    axis.spines['left'].set_visible(False)
   for axis, (label, array) in zip(axes[len(spikes):], curves.items()):
     y = array[:, 0, ..., min(j, array.shape[-1] - 1)].numpy()
     axis.axhline(0, color='0.8', lw=0.6)
