@@ -13,6 +13,7 @@ A run lives in <result_dir>/<script>/<run_name>/:
 Everything random comes from `rng(seed, stream, iteration)`, so a resumed run needs no random state to be restored.
 """
 import concurrent.futures
+import contextlib
 import csv
 import ctypes
 import json
@@ -25,15 +26,31 @@ import time
 import zipfile
 import zlib
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before TensorFlow is imported
-
 from absl import app
 from absl import flags
 from absl import logging
-import keras
 import numpy as np
-import tensorflow as tf
 import tqdm
+
+
+@contextlib.contextmanager
+def quiet_start():
+  """Hides what TensorFlow's libraries print on stderr while they look for a GPU; errors are raised all the same."""
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with open(os.devnull, 'w') as devnull:
+    os.dup2(devnull.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(stderr, 2)
+    os.close(stderr)
+
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+with quiet_start():
+  import keras
+  import tensorflow as tf
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('seed', 0, 'seed of everything random', lower_bound=0)
@@ -87,16 +104,14 @@ def run_app(main):
     try:
       main()
     except tf.errors.ResourceExhaustedError:
-      _fail('out of memory; a smaller --n_batch needs less')
+      _fail('out of memory; a smaller batch or a shorter trial needs less')
     except (UserError, OSError) as error:
       _fail(error)
     except KeyboardInterrupt:
-      _fail('interrupted; --resume with the same --run_name goes on from the last checkpoint', 130)
+      _fail('interrupted; training goes on from its last checkpoint with --resume and the same --run_name', 130)
 
-  if '--help' not in sys.argv and '--helpfull' not in sys.argv and '--helpshort' not in sys.argv:
-    app.run(guarded, flags_parser=parse)
-  else:
-    app.run(guarded)
+  asks_for_help = any(argument.lstrip('-').startswith('help') for argument in sys.argv[1:])
+  app.run(guarded, **({} if asks_for_help else {'flags_parser': parse}))
 
 
 def _fail(error, code=2):
@@ -118,7 +133,9 @@ def device():
   Raises:
     UserError: there is no such device.
   """
-  present = [d.name.removeprefix('/device:') for d in tf.config.list_logical_devices() if d.device_type in ('CPU', 'GPU')]
+  with quiet_start():
+    devices = tf.config.list_logical_devices()
+  present = [device.name.removeprefix('/device:') for device in devices if device.device_type in ('CPU', 'GPU')]
   if FLAGS.device is None:
     FLAGS.device = 'GPU:0' if 'GPU:0' in present else 'CPU:0'
   if FLAGS.device not in present:

@@ -7,7 +7,7 @@ import os
 import sys
 
 import matplotlib
-if '--show' not in sys.argv:
+if not any(argument.lstrip('-') in ('show', 'show=true', 'show=True') for argument in sys.argv):
   matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
