@@ -51,6 +51,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 with quiet_start():
   import keras
   import tensorflow as tf
+  tf.config.list_physical_devices()
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('seed', 0, 'seed of everything random', lower_bound=0)
@@ -133,9 +134,7 @@ def device():
   Raises:
     UserError: there is no such device.
   """
-  with quiet_start():
-    devices = tf.config.list_logical_devices()
-  present = [device.name.removeprefix('/device:') for device in devices if device.device_type in ('CPU', 'GPU')]
+  present = [d.name.removeprefix('/device:') for d in tf.config.list_logical_devices() if d.device_type in ('CPU', 'GPU')]
   if FLAGS.device is None:
     FLAGS.device = 'GPU:0' if 'GPU:0' in present else 'CPU:0'
   if FLAGS.device not in present:
@@ -249,6 +248,7 @@ class Run:
       write_json(self.path('config.json'), self._config(script))
     self._metrics = self._open_metrics()
     self._tensorboard = tf.summary.create_file_writer(self.path('tensorboard'))
+    self._scalars_written = 0.0
     self._silent = False
 
   def path(self, name):
@@ -294,10 +294,13 @@ class Run:
       self.checkpoint()
 
   def log(self, iteration, **values):
-    """Writes one row of metrics.csv (columns not given, or None, stay empty) and TensorBoard's scalars."""
+    """Writes one row of metrics.csv (columns not given, or None, stay empty); TensorBoard's scalars ten times a second."""
     self._metrics.writerow([iteration] + [metric_text(values.get(name)) for name in self.columns[1:]])
     self._metrics_file.flush()
     self._last = {name: value for name, value in values.items() if value is not None}
+    if time.time() - self._scalars_written < 0.1:
+      return
+    self._scalars_written = time.time()
     with self._tensorboard.as_default(step=iteration):
       for name, value in self._last.items():
         tf.summary.scalar(name, value)

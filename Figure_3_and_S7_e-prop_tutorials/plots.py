@@ -273,14 +273,17 @@ def comparison(path, task, show=False):
     axis.plot(jitter(n_failed), [longest] * n_failed, 'x', color=RULES[rule][1], zorder=3)
     if reached:
       axis.hlines(np.median(reached), k - 0.3, k + 0.3, color=RULES[rule][1], lw=1)
-  axis.axhline(longest, color='0.7', lw=0.8, ls='--')
+  all_reached = all(iterations_to_criterion(run, task) is not None for runs in rules.values() for run in runs)
+  if not all_reached:
+    axis.axhline(longest, color='0.7', lw=0.8, ls='--')
   if evidence:
     axis.axhspan(200, 500, color='tab:orange', alpha=0.12, lw=0, label='published, random feedback: 200 to 500')
     axis.legend(frameon=False, fontsize=8, loc='lower right')
   criterion = 'error below 7 %' if evidence else f'error below {NMSE_CRITERION:g}'
   axis.set_xticks(range(len(rules)), [RULES[rule][0].replace(', ', ',\n').replace(' LIF', '\nLIF') for rule in rules], fontsize=8)
-  axis.set(ylabel=f'iterations to {criterion}', ylim=(0, 1.08 * longest))
-  axis.set_title(f'a dot per seed, line: median; x: not reached within {longest} iterations', fontsize=9)
+  axis.set(ylabel=f'iterations to {criterion}', ylim=(0, 1.08 * longest), xlim=(-0.6, len(rules) - 0.4))
+  axis.set_title('a dot per seed; line: their median' + (
+      '' if all_reached else f'; x: not reached within {longest} iterations'), fontsize=9)
   axis.spines[['top', 'right']].set_visible(False)
   criterion_path = os.path.join(os.path.dirname(path), f'comparison_{task}_criterion.png')
   save(figure, criterion_path, show)
