@@ -24,6 +24,8 @@ from lsnn import State, cut, exp_filter, spike, unroll
 
 FEEDBACK = ('symmetric', 'random', 'adaptive', 'global')
 IMPLEMENTATIONS = ('adjoint', 'hardcoded', 'autodiff')
+LOSSES = ('cross_entropy', 'squared_error')
+RATE_COSTS = ('simple', 'online')
 
 
 class Weights(NamedTuple):
@@ -394,7 +396,7 @@ def adjoint_scan(cell, psi, signal, after=None, w_rec=None, reset=None):
 
   Args:
     cell: the neurons.
-    psi: function t -> pseudo-derivative [B, N], or tensor [T, B, N].
+    psi: pseudo-derivative [T, B, N].
     signal: function t -> learning signal [B, N] after the backward filter of the readout, rate signal included.
     after: (lam, cb) at the step after the last one, default zeros.
     w_rec: [N, N] with diagonal 0: adds the gradient through recurrence and reset, which gives BPTT.
@@ -408,11 +410,12 @@ def adjoint_scan(cell, psi, signal, after=None, w_rec=None, reset=None):
 
   def body(step, lam, cb, record):
     t = n_steps - 1 - step
-    s = signal(t) + lam
+    s = signal(t) + lam if cell.adapts else signal(t)
     if w_rec is not None:
       s += tf.matmul(cell.current_gain * cb, w_rec, transpose_b=True) - cell.thr * cb
     psi_s = psi[t] * s
-    lam = cell.rho * lam - cell.beta * psi_s
+    if cell.adapts:
+      lam = cell.rho * lam - cell.beta * psi_s
     cb = cell.alpha * cb + psi_s
     record = record.write(t, cell.current_gain * cb)
     if reset is not None:
@@ -489,14 +492,15 @@ def backward(cell, x, h, error_bar, feedback, rate_term, w_rec=None):
 
   def body(step, after, g_in, g_rec, g_out):
     k = len(xs) - 1 - step
-    rates = rate_term[None] if rate_terms is None else rate_terms[k]
-    signal = lambda t: tf.matmul(errors[k][t], feedback, transpose_b=True) + rates[t if rate_terms is not None else 0]
-    post, after = adjoint_scan(cell, cell.psi(hs[k]), signal, after, w_rec)
-    z = spike(hs[k])
+    h, error = hs[k], errors[k]
+    rates = tf.broadcast_to(rate_term, [length, *rate_term.shape]) if rate_terms is None else rate_terms[k]
+    signal = lambda t: tf.matmul(error[t], feedback, transpose_b=True) + rates[t]             # (4)
+    post, after = adjoint_scan(cell, cell.psi(h), signal, after, w_rec)
+    z = spike(h)
     before = tf.where(k > 0, spike(hs[tf.maximum(k - 1, 0)][-1]), tf.zeros([n_batch, n], h.dtype))
     g_in += presynaptic_product(tf.cast(xs[k], h.dtype), post)
     g_rec += presynaptic_product(tf.concat([before[None], z[:-1]], 0), post)
-    g_out += presynaptic_product(z, errors[k])
+    g_out += presynaptic_product(z, error)
     return step + 1, after, g_in, g_rec, g_out
 
   zeros = lambda *shape: tf.zeros(shape, h.dtype)
@@ -517,12 +521,17 @@ class Learner:
     n_shards: parts of the batch that are simulated side by side, one per processor core.
 
   Raises:
-    ValueError: BPTT was asked for in its hardcoded form, which e-prop alone has.
+    ValueError: an argument is none of the named ones, or BPTT was asked for in its hardcoded form, which e-prop alone has.
   """
 
   def __init__(self, cell, readout, regularisation, bptt=False, impl='adjoint', n_shards=1):
     if impl not in IMPLEMENTATIONS:
       raise ValueError(f'the implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {impl!r}')
+    if readout.loss not in LOSSES or regularisation.kind not in RATE_COSTS:
+      raise ValueError(f'the loss must be one of {", ".join(LOSSES)}, the rate cost one of {", ".join(RATE_COSTS)}; '
+                       f'got {readout.loss!r}, {regularisation.kind!r}')
+    if n_shards < 1:
+      raise ValueError(f'n_shards must be at least 1, got {n_shards}')
     if bptt and impl == 'hardcoded':
       raise ValueError('BPTT has no hardcoded form: traces that run forward in time are what e-prop has and BPTT lacks')
     self.cell, self.readout, self.regularisation = cell, readout, regularisation

@@ -216,6 +216,15 @@ def write_json(path, values):
   write_whole(path, write)
 
 
+def peak_memory_mb():
+  """Largest memory this process has held."""
+  try:
+    with open('/proc/self/status') as file:  # getrusage would count the memory of the process that started this one
+      return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
+  except (OSError, StopIteration):
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def metric_text(value):
   """A number as metrics.csv holds it: every digit of a float, nothing for None."""
   return '' if value is None else repr(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
@@ -345,7 +354,7 @@ class Run:
     write_whole(self.path('final_weights.npz'), lambda path: np.savez(path, **weights))
     write_json(self.path('summary.json'), dict(
         summary, iterations=self.iteration, wall_time_s=round(float(self._seconds), 3),
-        peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1), device=FLAGS.device))
+        peak_memory_mb=round(peak_memory_mb(), 1), device=FLAGS.device))
     self._metrics_file.close()
     print('\n'.join([*lines, f'results:    {self.folder}']), flush=True)
 

@@ -35,7 +35,7 @@ def spike(h, dampening_factor=0.3):
   Returns:
     Spikes 0 or 1, shape and dtype of h.
   """
-  return _spike(h, tf.cast(dampening_factor, h.dtype))
+  return _spike(h, tf.convert_to_tensor(dampening_factor, h.dtype))
 
 
 def exp_decay(tau, dt=1.0):
@@ -97,7 +97,7 @@ class ALIF(keras.layers.Layer):
     tau: membrane time constant in ms, scalar or [N].
     tau_adaptation: time constant of the adaptation in ms, scalar or [N].
     beta: strength of the adaptation, scalar or [N]; 0 makes a neuron LIF.
-    n_refractory: steps after a spike in which a neuron stays silent.
+    n_refractory: least number of steps from one spike of a neuron to its next; 0 and 1: no refractory period.
     dampening_factor: height gamma of the pseudo-derivative.
     dt: length of a step in ms.
     scale_input: multiply input and recurrent currents by (1 - alpha), as figure S7 does.
@@ -118,6 +118,7 @@ class ALIF(keras.layers.Layer):
     self.alpha = dtype(alpha)                            # membrane decay, () or [N]
     self.rho = dtype(exp_decay(tau_adaptation, dt))      # adaptation decay, () or [N]
     self.beta = dtype(beta)                              # () or [N]
+    self.adapts = bool(np.any(self.beta))                # where no neuron does, a stays 0
     self.current_gain = dtype(1 - alpha if scale_input else 1)
     self.thr = dtype(thr)
     self.n_refractory = dtype(n_refractory)
@@ -152,11 +153,16 @@ class ALIF(keras.layers.Layer):
     Returns:
       h[t] [B, N] and the State at t.
     """
+    _, a, z, r = state
     v = self.alpha * state.v + self.current_gain * current - self.thr * z_network
-    a = self.rho * state.a + state.z
-    h = tf.where(state.r > 0, tf.cast(-1, v.dtype), (v - self.thr - self.beta * a) / self.thr)
+    if self.adapts:
+      a = self.rho * a + z
+    h = (v - self.thr - self.beta * a) / self.thr
+    if self.n_refractory:
+      h = tf.where(r > 0, tf.cast(-1, h.dtype), h)
     z = spike(h, self.dampening_factor)
-    r = tf.clip_by_value(state.r + self.n_refractory * tf.stop_gradient(z) - 1, 0, self.n_refractory)
+    if self.n_refractory:
+      r = tf.clip_by_value(r + self.n_refractory * tf.stop_gradient(z) - 1, 0, self.n_refractory)
     return h, State(v, a, z, r)
 
   def call(self, inputs, states):
@@ -224,6 +230,7 @@ def unroll(cell, x, w_in, w_rec, reset=None, state=None, stop_z_gradients=False,
   n = cell.units
   dtype = w_in.dtype
   w_rec = without_autapses(w_rec)
+  reset, dz = (None if array is None else tf.convert_to_tensor(array) for array in (reset, dz))
   # One product for all steps: x @ w_in does not depend on the state.
   current = tf.reshape(tf.reshape(tf.cast(x, dtype), [-1, n_in]) @ w_in, [n_steps, n_batch, n])
   current = tf.TensorArray(dtype, n_steps, element_shape=[n_batch, n]).unstack(current)

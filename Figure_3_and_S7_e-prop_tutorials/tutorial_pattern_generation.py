@@ -51,7 +51,7 @@ flags.DEFINE_string('init_from', None, '.npz file with weights, and if you like 
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines and gradient checks', lower_bound=1)
 flags.DEFINE_bool('do_plot', True, 'draw the figures')
-flags.DEFINE_integer('plot_every', 500, 'iterations between two drawings while training goes on', lower_bound=1)
+flags.DEFINE_integer('plot_every', 1000, 'iterations between two drawings while training goes on', lower_bound=1)
 flags.DEFINE_bool('log_gradient_angle', False, 'log the cosine between the e-prop gradient and that of BPTT')
 flags.DEFINE_integer('gradient_angle_every', 10, 'iterations between two such cosines', lower_bound=1)
 

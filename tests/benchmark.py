@@ -14,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -86,7 +87,6 @@ def iteration():
 
 def call(script, *flags):
   """Runs a tutorial in a process of its own; wall seconds from its start to its end and its summary."""
-  import tempfile
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
     subprocess.run([sys.executable, script, f'--result_dir={folder}', '--run_name=a', *flags], check=True,
@@ -107,7 +107,6 @@ def start():
   seconds = {}
   for rule, flags in (('eprop', ['--eprop']), ('bptt', [])):
     command = [sys.executable, '-u', EVIDENCE, '--n_iter=2', '--print_every=1', '--do_plot=False', '--run_name=a', *flags]
-    import tempfile
     with tempfile.TemporaryDirectory() as folder:
       begin = time.perf_counter()
       process = subprocess.Popen([*command, f'--result_dir={folder}'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -129,10 +128,10 @@ def memory():
 
 def child_scaling(impl, n_batch, n_steps, n_rec):
   """Seconds per iteration and peak memory of one configuration, in a process of its own."""
-  code = (f'import sys, json, resource; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
+  code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
           f'f = benchmark.make_iteration("eprop", {impl!r}, {n_batch}, {n_steps}, {n_rec}); '
           'seconds = benchmark.time_in_turn({"f": f}, 3)["f"]; '
-          'print(json.dumps(dict(seconds=seconds, peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))')
+          'import experiment; print(json.dumps(dict(seconds=seconds, peak_memory_mb=experiment.peak_memory_mb())))')
   done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
   return json.loads(done.stdout.splitlines()[-1])
 
