@@ -204,7 +204,7 @@ class Simulation(NamedTuple):
   psi: tf.Tensor          # pseudo-derivative [T, B, N]
   h: tf.Tensor            # normalised distance to threshold [T, B, N]
   v: Optional[tf.Tensor]  # membrane potential [T, B, N], if asked for
-  a: Optional[tf.Tensor]  # adaptation [T, B, N], if asked for
+  a: Optional[tf.Tensor]  # adaptation [T, B, N], if asked for; 0 where no neuron of the cell adapts
   state: State            # after the last step
 
 
