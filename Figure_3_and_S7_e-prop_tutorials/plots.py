@@ -271,8 +271,8 @@ def comparison(path, task, show=False):
     axis.plot(jitter(len(reached)), reached, 'o', color=RULES[rule][1], zorder=3)
     n_failed = len(counts) - len(reached)
     axis.plot(jitter(n_failed), [longest] * n_failed, 'x', color=RULES[rule][1], zorder=3)
-    if reached:
-      axis.hlines(np.median(reached), k - 0.3, k + 0.3, color=RULES[rule][1], lw=1)
+    if len(reached) > n_failed:
+      axis.hlines(np.median(reached + [longest] * n_failed), k - 0.3, k + 0.3, color=RULES[rule][1], lw=1)
   all_reached = all(iterations_to_criterion(run, task) is not None for runs in rules.values() for run in runs)
   if not all_reached:
     axis.axhline(longest, color='0.7', lw=0.8, ls='--')
