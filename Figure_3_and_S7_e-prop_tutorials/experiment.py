@@ -47,7 +47,7 @@ def quiet_start():
     os.close(stderr)
 
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 with quiet_start():
   import keras
   import tensorflow as tf
@@ -339,9 +339,17 @@ class Run:
     self._stopped.assign(True)
 
   def checkpoint(self):
-    """Saves all variables."""
-    self._manager.save(checkpoint_number=self.iteration)
-    self._tensorboard.flush()
+    """Saves all variables.
+
+    Raises:
+      UserError: the disk is full or cannot be written; the checkpoints before stay as they are.
+    """
+    try:
+      self._manager.save(checkpoint_number=self.iteration)
+      self._tensorboard.flush()
+    except tf.errors.OpError as error:
+      reason = error.message.split('; ')[-1].split(' [Op:')[0]  # without TensorFlow's names of operations
+      raise UserError(f'the checkpoint of iteration {self.iteration} in {self.folder} could not be written: {reason}') from None
 
   def finish(self, weights, summary, lines):
     """Writes final_weights.npz and summary.json and prints the closing lines.

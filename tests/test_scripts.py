@@ -203,11 +203,11 @@ SHORT = ['--seq_len=50', '--n_iter=2', '--do_plot=False']
 
 def bad_cases(folder, finished_run):
   """name: (script, flags, words of the message)."""
-  arrays = {name: value for name, value in evidence_arrays().items() if name not in ('inputs', 'labels')}
+  arrays = dict(w_in=np.zeros((40, 12)), w_rec=np.zeros((12, 12)), w_out=np.zeros((12, 2)))
   saved = {'good': arrays, 'wrong_shape': dict(arrays, w_rec=np.zeros((12, 11))), 'incomplete': {'w_in': arrays['w_in']},
            'nan': dict(arrays, w_out=np.full((12, 2), np.nan)), 'text': dict(arrays, w_out=np.full((12, 2), 'a')),
-           'no_labels': dict(arrays, inputs=np.zeros((3, 200, 8))),
-           'wrong_labels': dict(arrays, inputs=np.zeros((3, 200, 8)), labels=np.array([0, 1, 2]))}
+           'no_labels': dict(arrays, inputs=np.zeros((3, 200, 40))),
+           'wrong_labels': dict(arrays, inputs=np.zeros((3, 200, 40)), labels=np.array([0, 1, 2]))}
   for name, values in saved.items():
     np.savez(folder / f'{name}.npz', **values)
   content = (folder / 'good.npz').read_bytes()
@@ -278,6 +278,19 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, finished_run
     assert 'Traceback' not in done.stderr, f'{name}: {done.stderr}'
   assert files() == before
   assert not list(tmp_path.rglob('*.part*'))
+
+
+def test_checkpoint_that_cannot_be_written(tmp_path, finished_run):
+  """Files may not grow beyond 16 kB, which a checkpoint does: as on a full disk, the last good one stays."""
+  run = copy_of_run(finished_run, tmp_path)
+  before = {path.name: path.read_bytes() for path in (run / 'checkpoints').iterdir()}
+  done = subprocess.run(['bash', '-c', 'ulimit -f 16; exec "$@"', 'bash', *command(
+      PATTERN, *SHORT, '--n_iter=3', '--resume', '--run_name=a', f'--result_dir={tmp_path}')], capture_output=True, text=True,
+      timeout=300, check=False)
+  assert done.returncode == 2 and 'the checkpoint of iteration 3 in' in done.stderr, done.stdout + done.stderr
+  assert all((run / 'checkpoints' / name).read_bytes() == content for name, content in before.items())
+  call(PATTERN, *SHORT, '--n_iter=3', '--resume', '--run_name=a', f'--result_dir={tmp_path}')
+  assert len(metrics(run)) == 3
 
 
 def test_silent_network_is_reported(tmp_path):
