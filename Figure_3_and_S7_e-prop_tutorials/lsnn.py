@@ -208,7 +208,7 @@ class Simulation(NamedTuple):
   state: State            # after the last step
 
 
-def unroll(cell, x, w_in, w_rec, reset=None, state=None, stop_z_gradients=False, dz=None, record_va=False):
+def unroll(cell, x, w_in, w_rec, reset=None, state=None, stop_z_gradients=False, dz=None, record_va=False, n_repeat=1):
   """Simulates a batch of networks over time. Differentiable; meant to be called inside a tf.function.
 
   Args:
@@ -222,18 +222,20 @@ def unroll(cell, x, w_in, w_rec, reset=None, state=None, stop_z_gradients=False,
     dz: optional zeros [T, B, N], added to the spikes where these act on the network (recurrence, reset, readout) but
       not where they act on their own neuron's adaptation: d loss / d dz is the dE/dz of eq. (1).
     record_va: return v and a as well.
+    n_repeat: number of steps for which each input is held: x is [T / n_repeat, B, I], everything else has T steps.
 
   Returns:
     Simulation.
   """
-  n_steps, n_batch, n_in = x.shape
+  n_frames, n_batch, n_in = x.shape
+  n_steps = n_repeat * n_frames
   n = cell.units
   dtype = w_in.dtype
   w_rec = without_autapses(w_rec)
   reset, dz = (None if array is None else tf.convert_to_tensor(array) for array in (reset, dz))
-  # One product for all steps: x @ w_in does not depend on the state.
-  current = tf.reshape(tf.reshape(tf.cast(x, dtype), [-1, n_in]) @ w_in, [n_steps, n_batch, n])
-  current = tf.TensorArray(dtype, n_steps, element_shape=[n_batch, n]).unstack(current)
+  # One product for all inputs: x @ w_in does not depend on the state.
+  current = tf.reshape(tf.reshape(tf.cast(x, dtype), [-1, n_in]) @ w_in, [n_frames, n_batch, n])
+  current = tf.TensorArray(dtype, n_frames, element_shape=[n_batch, n]).unstack(current)
   state = State(*cell.get_initial_state(n_batch)) if state is None else state
   extra = tf.zeros_like(state.z)
 
@@ -241,7 +243,7 @@ def unroll(cell, x, w_in, w_rec, reset=None, state=None, stop_z_gradients=False,
     if reset is not None:
       state, extra = cut((state, extra), reset[t])
     z_network = (tf.stop_gradient(state.z) if stop_z_gradients else state.z) + extra
-    h, state = cell.step(current.read(t) + z_network @ w_rec, z_network, state)
+    h, state = cell.step(current.read(t // n_repeat) + z_network @ w_rec, z_network, state)
     values = (h, state.v, state.a)[:len(records)]
     records = tuple(record.write(t, value) for record, value in zip(records, values))
     return t + 1, state, extra if dz is None else dz[t], records

@@ -57,6 +57,15 @@ def _raster(axis, spikes, time, colour='black', offset=0):
   axis.plot(time[steps], neurons + offset, '|', color=colour, markersize=3, markeredgewidth=0.7)
 
 
+def _legend_above(axis, ncol, title=None):
+  """Legend in a row above the right end of the panel, where it hides nothing."""
+  handles, labels = axis.get_legend_handles_labels()
+  if title:
+    handles, labels = [matplotlib.lines.Line2D([], [], ls='')] + handles, [title] + labels
+  axis.legend(handles, labels, loc='lower right', bbox_to_anchor=(1, 0.96), ncol=ncol + bool(title), fontsize=8, frameon=False,
+              borderpad=0)
+
+
 def evidence_accumulation(record, path, show=False):
   """Figure 3: one trial of evidence accumulation.
 
@@ -98,23 +107,22 @@ def evidence_accumulation(record, path, show=False):
     output.plot(time, record['output'][:, k], color=colour, label=name, lw=1.2)
   output.axhline(0.5, color='black', ls=':', lw=1, label='decision threshold')
   output.set(ylim=(0, 1), ylabel='softmax\noutput')
-  output.legend(loc='center', bbox_to_anchor=(0.7, 0.85), ncol=3, fontsize=8, frameon=False)
+  _legend_above(output, 3)
 
   n = z.shape[1]
+  name = lambda j: f'LIF {j}' if j < n_regular else f'ALIF {j - n_regular}'
   chosen = np.argsort(-np.abs(record['learning_signal']).max(0), kind='stable')[:min(n, 5)]
   for rank, j in enumerate(chosen):
     signal.plot(time, record['learning_signal'][:, j], lw=1, color=plt.cm.viridis(rank / 5),
-                label=f'{"LIF" if j < n_regular else "ALIF"} {j if j < n_regular else j - n_regular}')
+                label=name(j))
   signal.set_ylabel('learning\nsignals $L_j$')
-  signal.legend(loc='center', bbox_to_anchor=(0.45, 0.7), ncol=5, fontsize=8, frameon=False, title='the five strongest',
-                title_fontsize=8)
+  _legend_above(signal, 5, 'the strongest:')
 
   for k, (i, j) in enumerate(zip(record['pre'], record['post'])):
-    traces.plot(time, record['e'][:, k], lw=0.8, label=f'{i} \N{RIGHTWARDS ARROW} {j}')
+    traces.plot(time, record['e'][:, k], lw=0.8, label=f'{name(i)} \N{RIGHTWARDS ARROW} {name(j)}')
     slow.plot(time, record['eps_a'][:, k], lw=1)
   traces.set_ylabel('eligibility\ntraces $e_{ji}$')
-  traces.legend(loc='center', bbox_to_anchor=(0.7, 0.7), ncol=3, fontsize=8, frameon=False,
-                title='synapse, pre \N{RIGHTWARDS ARROW} post', title_fontsize=8)
+  _legend_above(traces, 3, 'synapse, pre \N{RIGHTWARDS ARROW} post:')
   slow.set_ylabel('slow factor\n' r'$\epsilon_{ji,a}$')
   slow.set(xlim=(0, dt * n_steps), xlabel='time (ms)')
 
@@ -151,7 +159,7 @@ def pattern_generation(record, metrics, path, show=False):
     axis.plot(time, record['target'][:, k], color='tab:orange', ls='--', label='target')
     axis.plot(time, y[:, k], color='tab:blue', label='output')
     axis.set_ylabel('output' if n_out == 1 else f'output {k + 1}')
-  outputs[0].legend(loc='lower right', bbox_to_anchor=(1, 0.95), ncol=2, fontsize=8, frameon=False, borderpad=0)
+  _legend_above(outputs[0], 2)
   synapse = f'synapse {record["pre"]} \N{RIGHTWARDS ARROW} {record["post"]}'
   for axis, name, label in ((pre, 'pre_term', r'pre: $\epsilon_v$'), (post, 'post_term', r'post: $\psi$'),
                             (trace, 'e', 'eligibility\ntrace $e$'), (signal, 'learning_signal', 'learning\nsignal $L$')):
@@ -163,7 +171,7 @@ def pattern_generation(record, metrics, path, show=False):
   over_time.align_ylabels(axes)
   loss = over_iterations.subplots()
   loss.semilogy(*read_column(metrics, 'train_loss'), color='black', lw=1)
-  loss.set(xlabel='iteration', ylabel='loss')
+  loss.set(xlabel='iteration', ylabel='loss', xlim=(0, None))
   loss.spines[['top', 'right']].set_visible(False)
   save(figure, path, show)
 

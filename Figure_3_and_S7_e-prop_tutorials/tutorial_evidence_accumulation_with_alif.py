@@ -112,12 +112,14 @@ def record_trial(cell, readout, weights, feedback, x, label, task):
   error = output.numpy()[:, 0] - np.eye(N_OUT)[label]
   error[:-task.n_recall_steps] = 0
   # From each of the three neurons that spike most, the synapse with the largest slow (without ALIF: any) trace, onto
-  # three different neurons.
+  # three different neurons, ALIF where there are enough: only there the slow factor takes part in the trace.
   pre = np.argsort(-z[:, 0].sum(0), kind='stable')[:3]
   traces = trace_recorder(cell, np.concatenate([np.zeros_like(z[:1]), z[:-1]])[:, :, pre], simulation.psi)
   eps_a, e = traces.eps_a.numpy()[:, 0], traces.e.numpy()[:, 0]
   strength = np.abs(eps_a if FLAGS.n_adaptive else e).max(0)
   strength[np.arange(len(pre)), pre] = -1  # no autapses
+  if FLAGS.n_adaptive > len(pre):
+    strength[:, :FLAGS.n_regular] = -1
   post = []
   for row in strength:
     row[post] = -1

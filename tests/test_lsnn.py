@@ -176,6 +176,15 @@ def test_simulation_continues_from_a_state():
   np.testing.assert_array_equal(np.concatenate([first.v, rest.v]), whole.v)
 
 
+def test_inputs_held_for_several_steps():
+  x, w_in, w_rec = network(seed=12)
+  cell = lsnn.ALIF(N, tau_adaptation=50.0, n_refractory=2, dtype='float64')
+  held = tf.function(lambda: lsnn.unroll(cell, tf.constant(x), tf.constant(w_in), tf.constant(w_rec), n_repeat=3))()
+  expected = simulate(cell, np.repeat(x, 3, axis=0), w_in, w_rec)
+  assert held.z.shape == (3 * T, B, N) and expected.z.any()
+  np.testing.assert_array_equal(held.h, expected.h)
+
+
 def test_reset_starts_a_trial_anew():
   """What follows a reset does not depend on what came before it; other trials go on."""
   x, w_in, w_rec = network(seed=7)
