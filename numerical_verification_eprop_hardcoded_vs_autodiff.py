@@ -23,7 +23,7 @@ Exit code 0: all is well. 1: an error above 1e-11, two devices that differ by mo
 equal, a wrong gradient that went unnoticed, or a network without spikes, adaptation or refractory neurons, which would
 prove nothing. 2: bad arguments. figure.png, table.csv and summary.json go to <result_dir>/<name of this script>/.
 
-Takes one to one and a half minutes on two cores, 20 s with --smoke; most of it is compilation.
+Takes 20 s on two cores, 8 s with --smoke; most of it is compilation.
 """
 import os
 import sys

@@ -165,7 +165,7 @@ def draw_scaling(rows, path):
       axes[0].plot(factors, [row['seconds'] for row in chosen], 'o' + style, color=colour, label=f'{impl}, {names[name]}')
       axes[1].plot(factors, [row['peak_memory_mb'] for row in chosen], 'o' + style, color=colour)
   axes[0].set(yscale='log', ylabel='one iteration (s)')
-  axes[1].set(ylabel='peak memory of the process (MB)', ylim=(0, None))
+  axes[1].set(ylabel='peak memory of the process (MB)', ylim=(0, 1.1 * max(row['peak_memory_mb'] for row in rows)))
   for axis in axes:
     axis.set_xscale('log', base=2)
     axis.set_xticks([1, 2, 4], ['1', '2', '4'])
@@ -177,11 +177,13 @@ def draw_scaling(rows, path):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('parts', nargs='*', choices=[[], *PARTS], default=PARTS)
+  parser.add_argument('parts', nargs='*', help=f'some of {", ".join(PARTS)}; default: all')
   parser.add_argument('--write', action='store_true', help='keep the numbers in figures/benchmark.json')
   arguments = parser.parse_args()
+  if not set(arguments.parts) <= set(PARTS):
+    parser.error(f'the parts are {", ".join(PARTS)}')
   results = dict(cores=len(os.sched_getaffinity(0)), load_at_start=os.getloadavg()[0], python=platform.python_version())
-  for name in arguments.parts:
+  for name in arguments.parts or PARTS:
     results[name] = globals()[name]()
     print(name, json.dumps(results[name], indent=2), flush=True)
   if arguments.write:
