@@ -1,0 +1,223 @@
+"""A readout on top of a network of figure 2: classes of frames, or of whole utterances by CTC; its loss and its learning.
+
+Notation as in networks.py, and D outputs of all layers that are read out, K classes.
+
+  framewise   outputs averaged over the steps of a frame, then filtered from frame to frame; cross-entropy, averaged over each
+              utterance's frames and then over utterances
+  ctc         outputs filtered from step to step, then averaged over the steps of a frame; the negative logarithm of the
+              probability of the utterance's phones, averaged over utterances; the last class is the blank
+
+Both orders are the published ones. The learning signal of eq. (4) is L = error @ B^T with the error at the K outputs.
+"""
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from eprop import feedback_matrix, presynaptic_product
+from lsnn import exp_filter
+from networks import hold
+
+FEEDBACK = ('symmetric', 'adaptive', 'random', 'uniform')
+LOSSES = ('framewise', 'ctc')
+
+
+class Batch(NamedTuple):
+  """Padded utterances. Utterances of length 0 only fill the batch up and count for nothing."""
+  x: tf.Tensor               # [F, B, I]
+  lengths: tf.Tensor         # int32 [B], frames
+  targets: tf.Tensor         # int32 [F, B] class of each frame; CTC: [B, R] classes of each utterance
+  target_lengths: tf.Tensor  # CTC: int32 [B]; else int32 [B], unused
+
+
+class Settings(NamedTuple):
+  """How a classifier reads out and learns."""
+  loss: str = 'framewise'          # one of LOSSES
+  kappa: float = 0.0               # decay of the readout's filter per frame (framewise) or per step (ctc); 0: none
+  all_layers: bool = True          # read out from all layers, else from the last
+  readout_bias: bool = True
+  feedback: str = 'symmetric'      # one of FEEDBACK; without meaning for BPTT
+  readout_decay: float = 0.0       # adaptive feedback: w_out and B shrink by (1 - readout_decay) per update
+  train_network: bool = True       # False: only the readout learns
+  rate_cost: float = 0.0           # cost * sum_j (f_j - rate_target)^2 for spiking networks, f_j over all real steps
+  rate_target: float = 0.01        # spikes per step
+  l2: float = 0.0                  # l2 / 2 times the sum of squares of all trainable numbers
+  keep: float = 1.0                # probability with which drop-out keeps an output of a layer
+  grad_clip: float = 0.0           # largest norm of all gradients together; 0: no limit
+
+
+class Result(NamedTuple):
+  """What one batch gave."""
+  loss: tf.Tensor       # [] task loss alone, averaged over utterances
+  error: tf.Tensor      # [] framewise: wrong frames, averaged like the loss; ctc: 0
+  rates: list           # [2 N] per layer, mean output over all real steps (LSNN: spikes per step)
+  logits: tf.Tensor     # [F, B, K]
+
+
+class Classifier:
+  """A network, its readout and how they learn. All weights are tf.Variables in `weights`, a nested structure.
+
+  Args:
+    network: networks.Network.
+    settings: Settings.
+    n_in: features I.
+    n_classes: K.
+    rng: numpy Generator of the initial weights.
+    dtype: of all computations.
+
+  Raises:
+    ValueError: e-prop in several layers of which only the last is read out: the others would get no learning signal.
+  """
+
+  def __init__(self, network, settings, n_in, n_classes, rng, dtype='float32'):
+    if not (network.bptt or settings.all_layers or len(network.layers) == 1):
+      raise ValueError('by e-prop each layer learns from the readout: it must read out from all layers')
+    self.network, self.settings, self.dtype = network, settings, tf.as_dtype(dtype)
+    n_read = sum(network.units) if settings.all_layers else network.units[-1]
+    variable = lambda array: None if array is None else tf.Variable(array, dtype=self.dtype)
+    self.layers = tf.nest.map_structure(variable, network.initial_weights(rng, n_in))
+    w_out = rng.standard_normal((n_read, n_classes)) / np.sqrt(n_read)
+    self.w_out = variable(w_out)
+    self.bias = tf.Variable(tf.zeros(n_classes, self.dtype), trainable=settings.readout_bias)
+    if network.bptt or settings.feedback == 'symmetric':
+      self.feedback = self.w_out
+    elif settings.feedback == 'uniform':  # blind to a softmax's errors, which sum to zero: a null control
+      self.feedback = variable(np.full(w_out.shape, n_read ** -0.5))
+    else:
+      scale = n_read ** -0.5 if settings.feedback == 'adaptive' else 1
+      self.feedback = variable(scale * feedback_matrix(settings.feedback, w_out, rng))
+
+  @property
+  def adaptive(self):
+    """Whether the feedback matrix learns."""
+    return not self.network.bptt and self.settings.feedback == 'adaptive'
+
+  def trainable(self):
+    """Variables that the optimizer updates, in the order of `gradients`."""
+    network = [w for w in tf.nest.flatten(self.layers) if w is not None] if self.settings.train_network else []
+    return [*network, self.w_out, *([self.bias] if self.settings.readout_bias else []),
+            *([self.feedback] if self.adaptive else [])]
+
+  def variables(self):
+    """All variables by name, for checkpoints and files."""
+    named = {}
+    for k, both in enumerate(self.layers):
+      for direction, weights in zip(('forward', 'backward'), both):
+        named.update({f'layer{k}_{direction}_{name}': w for name, w in weights._asdict().items() if w is not None})
+    return dict(named, w_out=self.w_out, bias_out=self.bias, b_out=self.feedback)
+
+  def logits(self, outputs):
+    """Outputs of the layers [T, B, 2 N] to logits [F, B, K]."""
+    kappa, n_repeat = self.settings.kappa, self.network.n_repeat
+    read = outputs if self.settings.all_layers else outputs[-1:]
+    average = lambda y: tf.reduce_mean(tf.reshape(y, [-1, n_repeat, *y.shape[1:]]), 1) if n_repeat > 1 else y
+    if self.settings.loss == 'framewise':
+      return exp_filter(tf.concat([average(z) for z in read], -1) @ self.w_out, kappa) + self.bias
+    return average(exp_filter(tf.concat(read, -1) @ self.w_out, kappa)) + self.bias
+
+  def _error_bar(self, error):
+    """Transpose of what `logits` does after w_out: error [F, B, K] at the logits to the error at z @ w_out, [F or T, B, K].
+
+    In the framewise form it is the same at all steps of a frame and stands there once.
+    """
+    kappa, n_repeat = self.settings.kappa, self.network.n_repeat
+    if self.settings.loss == 'framewise':
+      return exp_filter(error, kappa, reverse=True) / n_repeat
+    return exp_filter(hold(error / n_repeat, n_repeat), kappa, reverse=True)
+
+  def _loss_and_error(self, logits, batch):
+    """Loss [], its derivative with respect to the logits [F, B, K], and the framewise error rate []."""
+    there = tf.cast(batch.lengths > 0, self.dtype)                                        # [B]
+    per_utterance = there / tf.maximum(tf.reduce_sum(there), 1)
+    if self.settings.loss == 'framewise':
+      weight = per_utterance / tf.cast(tf.maximum(batch.lengths, 1), self.dtype)
+      weight = weight * self._real(batch, logits.shape[0])[..., 0]                        # [F, B]
+      target = tf.one_hot(batch.targets, logits.shape[-1], dtype=self.dtype)
+      loss = -tf.reduce_sum(weight * tf.reduce_sum(target * tf.nn.log_softmax(logits), -1))
+      wrong = tf.cast(tf.argmax(logits, -1, tf.int32) != batch.targets, self.dtype)
+      return loss, weight[..., None] * (tf.nn.softmax(logits) - target), tf.reduce_sum(weight * wrong)
+    with tf.GradientTape() as tape:
+      tape.watch(logits)
+      losses = tf.nn.ctc_loss(batch.targets, tf.cast(logits, tf.float32), batch.target_lengths,
+                              tf.maximum(batch.lengths, 1), blank_index=-1)
+      loss = tf.reduce_sum(tf.cast(losses, self.dtype) * per_utterance)
+    return loss, tape.gradient(loss, logits), tf.zeros([], self.dtype)
+
+  def gradients(self, batch, seed=None, gradient_noise=0.0):
+    """Loss and gradients for one batch.
+
+    Args:
+      batch: Batch.
+      seed: int32 [2], of drop-out and gradient noise, which are left out without.
+      gradient_noise: standard deviation of normal noise on the gradients.
+
+    Returns:
+      Result, and the gradients of `trainable()`.
+    """
+    s = self.settings
+    n_frames, n_batch, _ = batch.x.shape
+    keep = None
+    if s.keep < 1 and seed is not None:
+      keep = [tf.cast(tf.random.stateless_uniform([n_frames, n_batch, n], seed + [0, k]) < s.keep, self.dtype) / s.keep
+              for k, n in enumerate(self.network.units, 1)]
+    outputs, memories = self.network.forward(batch.x, batch.lengths, self.layers, keep)
+    logits = self.logits(outputs)
+    loss, error, error_rate = self._loss_and_error(logits, batch)
+    error_bar = self._error_bar(error)
+
+    # Readout
+    frame_sum = lambda z: tf.reduce_sum(tf.reshape(z, [error_bar.shape[0], -1, *z.shape[1:]]), 1)
+    read = tf.concat([frame_sum(z) for z in (outputs if s.all_layers else outputs[-1:])], -1)
+    gradients = [presynaptic_product(read, error_bar)]
+    gradients += [tf.reduce_sum(error, [0, 1])] if s.readout_bias else []
+    gradients += gradients[:1] if self.adaptive else []  # B takes the steps of w_out
+
+    # Network: the learning signal (4), and that of the firing rates over real steps
+    rates = self._rates(outputs, batch)
+    if s.train_network:
+      signals = tf.split(tf.matmul(error_bar, self.feedback, transpose_b=True),
+                         self.network.units if s.all_layers else self.network.units[-1:], -1)
+      if not s.all_layers:
+        signals = [tf.zeros([*error_bar.shape[:2], n], self.dtype) for n in self.network.units[:-1]] + signals
+      if s.rate_cost:
+        where = self._real(batch, error_bar.shape[0])
+        n_real = tf.cast(self.network.n_repeat * tf.reduce_sum(batch.lengths), self.dtype)
+        signals = [signal + where * (2 * s.rate_cost / n_real * (rate - s.rate_target)) for signal, rate in zip(signals, rates)]
+      of_network = self.network.gradient(batch.lengths, self.layers, memories, signals, keep)
+      gradients = [g for g in tf.nest.flatten(of_network) if g is not None] + gradients
+
+    trainable = self.trainable()
+    if s.l2:
+      gradients = [g + s.l2 * w if w is not self.feedback or self.feedback is self.w_out else g
+                   for g, w in zip(gradients, trainable)]
+    if gradient_noise and seed is not None:
+      gradients = [g + gradient_noise * tf.random.stateless_normal(g.shape, seed + [1, k], dtype=self.dtype)
+                   for k, g in enumerate(gradients)]
+    if s.grad_clip:
+      gradients, _ = tf.clip_by_global_norm(gradients, s.grad_clip)
+    return Result(loss, error_rate, rates, logits), gradients
+
+  def evaluate(self, batch):
+    """Result for one batch, without learning and drop-out."""
+    outputs, _ = self.network.forward(batch.x, batch.lengths, self.layers)
+    logits = self.logits(outputs)
+    loss, _, error_rate = self._loss_and_error(logits, batch)
+    return Result(loss, error_rate, self._rates(outputs, batch), logits)
+
+  def _real(self, batch, n_steps):
+    """1 where an utterance has a step (of n_steps, frames or network steps), 0 in the padding: [n_steps, B, 1]."""
+    n_frames = batch.x.shape[0]
+    return hold(tf.cast(tf.range(n_frames)[:, None] < batch.lengths, self.dtype)[..., None], n_steps // n_frames)
+
+  def _rates(self, outputs, batch):
+    return [tf.math.divide_no_nan(tf.reduce_sum(real * z, [0, 1]), tf.reduce_sum(real))
+            for z in outputs for real in [self._real(batch, z.shape[0])]]
+
+  def update(self, optimizer, batch, seed=None, gradient_noise=0.0):
+    """One update of all weights; arguments as for `gradients`; returns Result."""
+    result, gradients = self.gradients(batch, seed, gradient_noise)
+    optimizer.apply(gradients, self.trainable())
+    if self.adaptive:  # Kolen-Pollack
+      for variable in (self.w_out, self.feedback):
+        variable.assign(variable * (1 - self.settings.readout_decay))
+    return result

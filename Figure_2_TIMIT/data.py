@@ -1,0 +1,144 @@
+"""Processed speech on disk: written by timit_processing.py, read by the solve scripts.
+
+A folder holds train.npz, dev.npz, test.npz (no pickle) and metadata.json. The utterances of a split stand one after another
+(U utterances, T frames in all, R runs of equal frame labels in all):
+
+  ids                      str [U]
+  lengths                  int32 [U], frames of each utterance
+  features                 float32 [T, features], mean 0 and standard deviation 1 over the training set
+  labels61, labels39       int32 [T]
+  runs61, runs39           int32 [R], the phone of each run of equal labels, silence and last run included
+  run_starts61, ..39       int32 [R], its first frame, counted within its utterance
+  run_counts61, ..39       int32 [U], runs of each utterance
+"""
+import hashlib
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from experiment import load_npz, UserError
+from phones import fold
+
+SPLITS = ('train', 'dev', 'test')
+NUMBERS = ('lengths', 'features', 'labels61', 'runs61', 'run_starts61', 'run_counts61', 'labels39', 'runs39', 'run_starts39',
+           'run_counts39')
+HOW_TO_GET_DATA = (
+    'There are three ways to get a corpus: (1) python timit_processing.py --data_path=DIR, with TIMIT as the LDC ships it; '
+    '(2) python timit_processing.py --corpus=nltk_sample, 160 utterances of TIMIT, downloaded by NLTK; '
+    '(3) python timit_processing.py --corpus=espeak, made on this machine by espeak-ng: synthetic, not TIMIT. '
+    'Give them the same --preproc')
+
+
+class Phones(NamedTuple):
+  """Labels of one split in 61 or 39 classes.
+
+  Attributes:
+    frames: list of int32 [T of the utterance], the class of each frame.
+    runs: list of int32 [R of the utterance], the class of each run of equal frames: CTC's targets.
+    run_starts: list of int32 [R of the utterance], first frame of each run.
+  """
+  frames: list
+  runs: list
+  run_starts: list
+
+
+class Split(NamedTuple):
+  """Utterances, in lists of the same length.
+
+  Attributes:
+    ids: list of str, 'dr1/fvmh0/si836'.
+    lengths: int32 [U], frames.
+    features: list of float [T of the utterance, features].
+    phones: dict, 61 and 39: Phones.
+  """
+  ids: list
+  lengths: np.ndarray
+  features: list
+  phones: dict
+
+
+class Corpus(NamedTuple):
+  """A processed corpus; `metadata` is metadata.json, with classes61, classes39, label, synthetic, n_features and more."""
+  train: Split
+  dev: Split
+  test: Split
+  metadata: dict
+
+
+def folder_of(result_dir, corpus, preproc):
+  """Where timit_processing.py puts a corpus unless --dataset says otherwise."""
+  return os.path.join(result_dir, 'timit_processed', f'{corpus}_{preproc}')
+
+
+def runs_of(labels):
+  """Runs of equal labels. Args: int [T]. Returns: the label and the first frame of each run, int32 [R] both."""
+  starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
+  return labels[starts].astype(np.int32), starts.astype(np.int32)
+
+
+def pack(ids, features, labels):
+  """The arrays of a split.
+
+  Args:
+    ids: list of str.
+    features: list of float32 [T of the utterance, features].
+    labels: list of int32 [T of the utterance], indices into PHONES61.
+
+  Returns:
+    dict of the arrays that the file of a split holds.
+  """
+  arrays = dict(ids=np.array(ids), lengths=np.array([len(x) for x in labels], np.int32), features=np.concatenate(features))
+  for n, frames in ((61, labels), (39, [fold(x) for x in labels])):
+    runs = [runs_of(x) for x in frames]
+    arrays[f'labels{n}'] = np.concatenate(frames)
+    arrays[f'runs{n}'] = np.concatenate([phone for phone, _ in runs])
+    arrays[f'run_starts{n}'] = np.concatenate([start for _, start in runs])
+    arrays[f'run_counts{n}'] = np.array([len(phone) for phone, _ in runs], np.int32)
+  return arrays
+
+
+def sha256(path):
+  """SHA-256 of a file, hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _read_split(path, digest):
+  if not os.path.exists(path):
+    raise UserError(f'no file {path}; process the corpus once more')
+  if sha256(path) != digest:
+    raise UserError(f'{path} is damaged or of another corpus than its metadata.json; process the corpus once more')
+  arrays = load_npz(path, NUMBERS)
+  with np.load(path, allow_pickle=False) as file:
+    ids = file['ids'].tolist()
+  parts = lambda name, counts: np.split(arrays[name], np.cumsum(arrays[counts])[:-1])
+  phones = {n: Phones(parts(f'labels{n}', 'lengths'), parts(f'runs{n}', f'run_counts{n}'),
+                      parts(f'run_starts{n}', f'run_counts{n}')) for n in (61, 39)}
+  return Split(ids, arrays['lengths'], parts('features', 'lengths'), phones)
+
+
+def load(folder):
+  """Reads a processed corpus.
+
+  Args:
+    folder: what timit_processing.py wrote.
+
+  Returns:
+    Corpus; features in the precision of --dtype.
+
+  Raises:
+    UserError: nothing there (the message names the three ways to get a corpus), or files damaged.
+  """
+  path = os.path.join(folder, 'metadata.json')
+  if not os.path.exists(path):
+    raise UserError(f'no processed corpus in {folder}. {HOW_TO_GET_DATA}')
+  try:
+    with open(path) as file:
+      metadata = json.load(file)
+    digests = [metadata['outputs'][f'{split}.npz'] for split in SPLITS]
+  except (ValueError, KeyError, TypeError):
+    raise UserError(f'{path} is damaged; process the corpus once more') from None
+  splits = [_read_split(os.path.join(folder, f'{split}.npz'), digest) for split, digest in zip(SPLITS, digests)]
+  return Corpus(*splits, metadata)

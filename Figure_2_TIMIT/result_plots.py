@@ -1,0 +1,144 @@
+"""Figures of speech recognition from saved arrays. No TensorFlow.
+
+  python result_plots.py results/<script>/<run>/figure.npz     draws utterance.png beside it once more
+"""
+import csv
+import os
+import sys
+
+import numpy as np
+
+from timit_plots import COLOURS, kind_of, matplotlib, plt, save
+
+FRAME_MS = 10
+RULES = {  # label and colour of each learning rule
+    'bptt': ('BPTT', 'black'),
+    'symmetric': ('e-prop, symmetric', 'tab:blue'),
+    'adaptive': ('e-prop, adaptive', 'tab:green'),
+    'random': ('e-prop, random', 'tab:orange'),
+    'uniform': ('e-prop, uniform', 'tab:pink'),
+    'readout': ('readout alone', '0.6'),
+}
+
+
+def learning_curve(metrics, path, label, note):
+  """Training loss over updates and validation error over epochs.
+
+  Args:
+    metrics: path of metrics.csv.
+    path: PNG to write.
+    label: of the validation error.
+    note: title, which corpus.
+  """
+  with open(metrics, newline='') as file:
+    rows = list(csv.DictReader(file))
+  iteration = np.array([int(row['iteration']) for row in rows])
+  validated = [k for k, row in enumerate(rows) if row['validation_error']]
+  figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
+  axes[0].plot(iteration, [float(row['train_loss']) for row in rows], color='0.7', lw=0.8, label='training batches')
+  axes[0].plot(iteration[validated], [float(rows[k]['validation_loss']) for k in validated], color='black', label='validation')
+  axes[0].set(xlabel='update', ylabel='loss', yscale='log')
+  axes[0].legend(frameon=False)
+  axes[1].plot([int(rows[k]['epoch']) for k in validated], [float(rows[k]['validation_error']) for k in validated], '.-',
+               color='black', lw=1)
+  axes[1].set(xlabel='epoch', ylabel=f'validation: {label}', ylim=(0, None))
+  figure.suptitle(note, fontsize=9)
+  for axis in axes:
+    axis.spines[['top', 'right']].set_visible(False)
+  save(figure, path)
+
+
+def _phone_bar(axis, starts, phones, classes, n_frames, name):
+  """Runs of phones as coloured boxes with their names."""
+  bounds = [*starts, n_frames]
+  for k, phone in enumerate(phones):
+    left, right = bounds[k] * FRAME_MS / 1000, bounds[k + 1] * FRAME_MS / 1000
+    axis.axvspan(left, right, color=COLOURS[kind_of(classes[phone])], lw=0)
+    axis.text((left + right) / 2, (0.8, 0.5, 0.2)[k % 3], classes[phone], ha='center', va='center', fontsize=7)
+    axis.axvline(left, color='white', lw=0.5)
+  axis.set(yticks=[], ylim=(0, 1))
+  axis.set_ylabel(name, rotation=0, ha='right', va='center')
+
+
+def utterance(record, path, show=False):
+  """One utterance as in figure 2b: features, spikes, posteriors of the phones, predicted and true phones.
+
+  Args:
+    record: dict of arrays: features [T, 41], outputs [T or n_repeat T, n] of the shown units, spiking (bool), n_regular,
+      posterior [T, K], predicted and true (classes of runs), their first frames predicted_starts and true_starts, classes,
+      title.
+    path: PNG to write.
+    show: bring up the window as well.
+  """
+  posterior, outputs, classes = record['posterior'], record['outputs'], [str(name) for name in record['classes']]
+  n_frames = len(posterior)
+  seconds = n_frames * FRAME_MS / 1000
+  figure, axes = plt.subplots(5, 1, sharex=True, figsize=(11, 9), height_ratios=[1.4, 2, 2.4, 0.9, 0.9], layout='constrained')
+  low, high = np.percentile(record['features'], [2, 99.5])
+  image = axes[0].imshow(record['features'].T, origin='lower', aspect='auto', cmap='magma', vmin=low, vmax=high,
+                         extent=[0, seconds, 0, record['features'].shape[1]])
+  axes[0].set_ylabel('feature')
+  figure.colorbar(image, ax=axes[0], label='sd', pad=0.01)
+  if record['spiking']:
+    steps, units = np.nonzero(outputs)
+    time = steps * seconds / len(outputs)
+    adaptive = units >= int(record['n_regular'])
+    for chosen, colour, name in ((~adaptive, 'black', 'LIF'), (adaptive, 'tab:purple', 'ALIF')):
+      axes[1].plot(time[chosen], units[chosen], '|', color=colour, ms=2, mew=0.5, label=name)
+    axes[1].set(ylabel='neuron', ylim=(-1, outputs.shape[1]))
+    axes[1].legend(loc='upper right', markerscale=4, fontsize=8)
+  else:
+    image = axes[1].imshow(outputs.T, origin='lower', aspect='auto', cmap='RdBu_r', vmin=-1, vmax=1,
+                           extent=[0, seconds, 0, outputs.shape[1]])
+    axes[1].set_ylabel('LSTM cell')
+    figure.colorbar(image, ax=axes[1], label='h', pad=0.01)
+  order = np.argsort(-posterior.max(0), kind='stable')[:20]  # the phones that are ever likely
+  image = axes[2].imshow(posterior[:, order].T, aspect='auto', cmap='Greys', vmin=0, vmax=1, interpolation='nearest',
+                         extent=[0, seconds, len(order) - 0.5, -0.5])
+  axes[2].set_yticks(range(len(order)), [classes[k] for k in order], fontsize=7)
+  axes[2].set_ylabel('phone')
+  figure.colorbar(image, ax=axes[2], label='probability', pad=0.01)
+  _phone_bar(axes[3], record['predicted_starts'], record['predicted'], classes, n_frames, 'recognised')
+  _phone_bar(axes[4], record['true_starts'], record['true'], classes, n_frames, 'true')
+  axes[4].set(xlabel='time (s)', xlim=(0, seconds))
+  axes[0].set_title(str(record['title']), fontsize=9, loc='left')
+  patches = [matplotlib.patches.Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
+  axes[4].legend(handles=patches, loc='upper right', bbox_to_anchor=(1, -0.5), ncols=3, frameon=False, fontsize=8)
+  save(figure, path, show)
+
+
+def confusion(table, classes, path, title):
+  """Confusion matrix, each row the distribution of what a true phone was taken for.
+
+  Args:
+    table: counts [true, predicted].
+    classes: names.
+    path: PNG to write.
+    title: which corpus and error.
+  """
+  share = table / np.maximum(table.sum(1, keepdims=True), 1)
+  figure, axis = plt.subplots(figsize=(8, 7), layout='constrained')
+  image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
+  axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+  axis.set_yticks(range(len(classes)), classes, fontsize=7)
+  axis.set(xlabel='recognised phone', ylabel='true phone')
+  axis.set_title(title, fontsize=9)
+  figure.colorbar(image, ax=axis, label='share of the true phone\'s frames', shrink=0.8)
+  save(figure, path)
+
+
+def rates(hz, path, title):
+  """Histogram of firing rates over neurons; hz: [n]."""
+  figure, axis = plt.subplots(figsize=(5, 3.2), layout='constrained')
+  axis.hist(hz, bins=np.linspace(0, max(np.max(hz), 1), 41), color='tab:blue')
+  axis.axvline(np.mean(hz), color='black', ls=':', label=f'mean {np.mean(hz):.1f} Hz')
+  axis.set(xlabel='firing rate (Hz)', ylabel='neurons')
+  axis.set_title(title, fontsize=9)
+  axis.legend(frameon=False)
+  axis.spines[['top', 'right']].set_visible(False)
+  save(figure, path)
+
+
+if __name__ == '__main__':
+  with np.load(sys.argv[1], allow_pickle=False) as arrays:
+    utterance(dict(arrays), os.path.join(os.path.dirname(sys.argv[1]), 'utterance.png'), '--show' in sys.argv)

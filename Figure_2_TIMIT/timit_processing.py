@@ -1,0 +1,206 @@
+"""Speech to features and frame labels, for the scripts of figure 2.
+
+  python timit_processing.py --data_path=DIR          TIMIT (LDC93S1) as the LDC ships it
+  python timit_processing.py --corpus=nltk_sample     160 utterances of TIMIT, downloaded by NLTK or from --data_path
+  python timit_processing.py --corpus=espeak          synthetic, not TIMIT: made here by espeak-ng
+
+Writes <result_dir>/timit_processed/<corpus>_<preproc>/: train.npz, dev.npz, test.npz (see data.py), metadata.json and the
+picture utterance.png. Interrupted, the same command goes on where it stopped.
+"""
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+
+from absl import flags
+import numpy as np
+
+import corpora
+import data
+import espeak_corpus
+from experiment import apply_smoke, run_app, UserError, write_json, write_whole
+import features
+from parallel import in_parallel
+from phones import FOLDING, PHONES39, PHONES61
+import timit_plots
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak'], 'default: timit with --data_path, else espeak')
+flags.DEFINE_string('data_path', None, 'folder of the corpus; with --corpus=espeak: where it is made')
+flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features: 40 mel filters and energy; 13 cepstral '
+                  'coefficients; 123 features from .htk files beside the audio')
+flags.DEFINE_string('dataset', None, 'folder to write; default: <result_dir>/timit_processed/<corpus>_<preproc>')
+flags.DEFINE_bool('skip_bad', False, 'go on without utterances that are damaged or missing, and list them')
+flags.DEFINE_integer('n_train', 1920, 'espeak: utterances for training', lower_bound=1)
+flags.DEFINE_integer('n_dev', 192, 'espeak: utterances for validation', lower_bound=1)
+flags.DEFINE_integer('n_test', 192, 'espeak: utterances for the test', lower_bound=1)
+
+LABELS = {'timit': 'TIMIT (LDC93S1)', 'nltk_sample': 'NLTK\'s sample of TIMIT: 16 training speakers, not the standard split',
+          'espeak': espeak_corpus.LABEL}
+LICENCES = {
+    'timit': 'licensed by the Linguistic Data Consortium; what is made from it may not be passed on',
+    'nltk_sample': 'copyright 1993 Linguistic Data Consortium; Creative Commons Attribution-NonCommercial-ShareAlike',
+    'espeak': 'made by espeak-ng (GPL-3.0-or-later) from sentences of this project',
+}
+CACHE_VERSION = 1
+
+
+def find_utterances():
+  """The utterances of --corpus and what is missing of them."""
+  path = FLAGS.data_path
+  if FLAGS.corpus == 'timit':
+    if path is None:
+      raise UserError('--corpus=timit needs --data_path=DIR, the folder with TIMIT')
+    return corpora.timit(path)
+  if FLAGS.corpus == 'nltk_sample':
+    FLAGS.data_path = path or corpora.download_sample(os.path.join(FLAGS.result_dir, 'nltk_data'))
+    return corpora.nltk_sample(FLAGS.data_path)
+  if FLAGS.preproc == 'htk':
+    raise UserError('there are no .htk files for the synthetic corpus; --preproc=fbank or mfccs')
+  FLAGS.data_path = path or os.path.join(FLAGS.result_dir, 'espeak_corpus')
+  sizes = dict(train=FLAGS.n_train, dev=FLAGS.n_dev, test=FLAGS.n_test)
+  print(f'{LABELS["espeak"]}: {sum(sizes.values())} utterances in {FLAGS.data_path}', flush=True)
+  return espeak_corpus.make(FLAGS.data_path, sizes, FLAGS.seed), []
+
+
+def process(utterance, preproc, cache, skip_bad):
+  """Computes and stores the arrays of one utterance, under a name that follows from its files and settings.
+
+  Returns:
+    dict: `stored`, path of the arrays; `digest`, checksums of the files; or `reason` why it is left out.
+
+  Raises:
+    UserError: something is wrong with its files, and not skip_bad.
+  """
+  try:
+    names = [utterance.audio, utterance.phn] + ([utterance.htk] if preproc == 'htk' else [])
+    digest = ' '.join(data.sha256(name) if os.path.exists(name) else '-' for name in names)
+    key = hashlib.sha256(f'{CACHE_VERSION} {features.SETTINGS} {preproc} {utterance.id} {digest}'.encode()).hexdigest()
+    stored = os.path.join(cache, key + '.npz')
+    if not os.path.exists(stored):
+      values, labels = features.utterance_arrays(utterance, preproc)
+      write_whole(stored, lambda path: np.savez(path, features=values, labels=labels))
+    return dict(stored=stored, digest=f'{utterance.id} {digest}\n')
+  except UserError as error:
+    if not skip_bad:
+      raise
+    return dict(reason=str(error))
+
+
+def read_stored(results):
+  """Features and labels of utterances, from where `process` put them."""
+  values, labels = [], []
+  for result in results:
+    with np.load(result['stored'], allow_pickle=False) as arrays:
+      values.append(arrays['features'])
+      labels.append(arrays['labels'])
+  return values, labels
+
+
+def draw(utterance, path, arrays, k):
+  """The picture of utterance k of a split."""
+  audio = features.read_audio(utterance.audio)
+  first, n_runs = np.cumsum(arrays['run_counts61'])[k] - arrays['run_counts61'][k], arrays['run_counts61'][k]
+  runs = slice(first, first + n_runs)
+  filters = features.fbank(audio)[:, :features.N_FILTERS]
+  timit_plots.utterance(path, audio, filters, features.mel_centres(), arrays['runs61'][runs], arrays['run_starts61'][runs],
+                        PHONES61, f'{utterance.id}: {LABELS[FLAGS.corpus]}', FLAGS.show)
+
+
+def write_splits(folder, utterances, results):
+  """Writes train.npz, dev.npz, test.npz and the picture.
+
+  Returns:
+    dict of numbers per split; mean and standard deviation of each feature over the training set, float64 [features].
+  """
+  numbers = {}
+  for split in data.SPLITS:
+    good = [(u, r) for u, r in zip(utterances, results) if u.split == split and 'stored' in r]
+    if not good:
+      raise UserError(f'no {split} utterance is left')
+    arrays = data.pack([u.id for u, _ in good], *read_stored([r for _, r in good]))
+    values = arrays['features']
+    if split == 'train':
+      mean = values.mean(axis=0, dtype=np.float64)
+    values -= mean.astype(np.float32)
+    if split == 'train':  # by einsum, which makes no copy in float64
+      sd = np.maximum(np.sqrt(np.einsum('tk,tk->k', values, values, dtype=np.float64) / len(values)), 1e-6)
+    values /= sd.astype(np.float32)
+    write_whole(os.path.join(folder, f'{split}.npz'), functools.partial(np.savez, **arrays))
+    frames = arrays['lengths']
+    numbers[split] = dict(utterances=len(good), speakers=len({u.id.rsplit('/', 1)[0] for u, _ in good}),
+                          frames=int(frames.sum()), hours=round(frames.sum() / 360000, 3), longest=int(frames.max()))
+  draw(good[0][0], os.path.join(folder, 'utterance.png'), arrays, 0)
+  return numbers, mean, sd
+
+
+def describe(utterances, missing, results, numbers, mean, sd, outputs):
+  """What metadata.json holds."""
+  digests = sorted(result['digest'] for result in results if 'digest' in result)
+  libraries = ('numpy', 'scipy', 'soundfile', 'python_speech_features', 'espeakng-loader')
+  return dict(
+      corpus=FLAGS.corpus, label=LABELS[FLAGS.corpus], synthetic=FLAGS.corpus == 'espeak', licence=LICENCES[FLAGS.corpus],
+      source=FLAGS.data_path, preproc=FLAGS.preproc, n_features=features.N_FEATURES[FLAGS.preproc],
+      features=features.SETTINGS, splits=numbers, missing=missing,
+      skipped=[dict(utterance=u.id, reason=r['reason']) for u, r in zip(utterances, results) if 'reason' in r],
+      classes61=PHONES61, classes39=PHONES39, folding=FOLDING, seed=FLAGS.seed if FLAGS.corpus == 'espeak' else None,
+      inputs=dict(utterances=len(digests), sha256=hashlib.sha256(''.join(digests).encode()).hexdigest()), outputs=outputs,
+      mean=mean.tolist(), sd=sd.tolist(),
+      versions=dict(python=platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries}))
+
+
+def process_corpus():
+  """From the corpus to the processed folder, which appears when it is complete."""
+  apply_smoke(corpus='espeak', n_train=16, n_dev=8, n_test=8)
+  FLAGS.corpus = FLAGS.corpus or ('timit' if FLAGS.data_path else 'espeak')
+  folder = os.path.normpath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, FLAGS.corpus, FLAGS.preproc))
+  work, old = f'{folder}.part', f'{folder}.old'
+  cache = os.path.join(work, 'utterances')
+  if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, 'metadata.json')):
+    raise UserError(f'{folder} holds something else; give another --dataset')
+
+  utterances, missing = find_utterances()
+  counts = ', '.join(f'{sum(u.split == split for u in utterances)} {split}' for split in data.SPLITS)
+  print(f'{LABELS[FLAGS.corpus]}: {counts} utterances', flush=True)
+  if missing and not FLAGS.skip_bad:
+    raise UserError(f'the corpus in {FLAGS.data_path} is incomplete, missing: {"; ".join(missing)} (--skip_bad goes on '
+                    'without)')
+
+  os.makedirs(cache, exist_ok=True)
+  results = in_parallel(functools.partial(process, preproc=FLAGS.preproc, cache=cache, skip_bad=FLAGS.skip_bad), utterances,
+                        'utterances')
+  for text in missing:
+    print(f'missing: {text}', file=sys.stderr)
+  for u, result in zip(utterances, results):
+    if 'reason' in result:
+      print(f'skipped: {u.id}: {result["reason"]}', file=sys.stderr, flush=True)
+  numbers, mean, sd = write_splits(work, utterances, results)
+  outputs = {f'{split}.npz': data.sha256(os.path.join(work, f'{split}.npz')) for split in data.SPLITS}
+  write_json(os.path.join(work, 'metadata.json'), describe(utterances, missing, results, numbers, mean, sd, outputs))
+  shutil.rmtree(cache)
+  shutil.rmtree(old, ignore_errors=True)
+  if os.path.isdir(folder):
+    os.rename(folder, old)
+  os.rename(work, folder)
+  shutil.rmtree(old, ignore_errors=True)
+
+  for split, of_split in numbers.items():
+    print(f'{split + ":":12}{of_split["utterances"]} utterances of {of_split["speakers"]} speaker(s), '
+          f'{of_split["frames"]} frames')
+  print(f'figure:     {os.path.join(folder, "utterance.png")}\nresults:    {folder}', flush=True)
+
+
+def main():
+  """Processes the corpus; interrupted, says how to go on."""
+  try:
+    process_corpus()
+  except KeyboardInterrupt:
+    print('error: interrupted; the same command goes on where it stopped', file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  run_app(main)
