@@ -413,7 +413,7 @@ class Run:
       return  # stopped before its first checkpoint
     try:
       self._manager.checkpoint.restore(latest).assert_existing_objects_matched()
-    except (tf.errors.OpError, ValueError, AssertionError) as error:
+    except Exception as error:  # damaged bytes raise anything, from OpError to IndexError and protobuf's own
       reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
       raise UserError(f'checkpoint {latest} is damaged or of another program: {reason}') from None
 
