@@ -136,10 +136,12 @@ class Classifier:
       loss = -tf.reduce_sum(weight * tf.reduce_sum(target * tf.nn.log_softmax(logits), -1))
       wrong = tf.cast(tf.argmax(logits, -1, tf.int32) != batch.targets, self.dtype)
       return loss, weight[..., None] * (tf.nn.softmax(logits) - target), tf.reduce_sum(weight * wrong)
+    # Sparse targets choose TensorFlow's compiled loss, which the published program used too.
+    given = tf.where(tf.sequence_mask(batch.target_lengths, batch.targets.shape[1]))
+    targets = tf.SparseTensor(given, tf.gather_nd(batch.targets, given), batch.targets.shape)
     with tf.GradientTape() as tape:
       tape.watch(logits)
-      losses = tf.nn.ctc_loss(batch.targets, tf.cast(logits, tf.float32), batch.target_lengths,
-                              tf.maximum(batch.lengths, 1), blank_index=-1)
+      losses = tf.nn.ctc_loss(targets, tf.cast(logits, tf.float32), None, tf.maximum(batch.lengths, 1), blank_index=-1)
       loss = tf.reduce_sum(tf.cast(losses, self.dtype) * per_utterance)
     return loss, tape.gradient(loss, logits), tf.zeros([], self.dtype)
 

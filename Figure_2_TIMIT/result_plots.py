@@ -139,6 +139,57 @@ def rates(hz, path, title):
   save(figure, path)
 
 
+def read_comparison(path):
+  """The CSV of compare_learning_rules.py: {(network, rule): list of rows (dicts of texts)}."""
+  runs = {}
+  with open(path, newline='') as file:
+    for row in csv.DictReader(file):
+      runs.setdefault((row['network'], row['rule']), []).append(row)
+  networks = list(dict.fromkeys(network for network, _ in runs))
+  return {(network, rule): runs[network, rule] for network in networks for rule in RULES if (network, rule) in runs}
+
+
+def comparison(path, show=False):
+  """Error per network and learning rule as in figure 2c: bars of the mean, a dot per seed.
+
+  Args:
+    path: CSV of compare_learning_rules.py.
+    show: bring up the window as well.
+
+  Returns:
+    The path written.
+  """
+  runs = read_comparison(path)
+  names = {'framewise_lsnn': 'LSNN', 'framewise_lstm': 'LSTM', 'ctc_lstm': 'LSTM, CTC', 'ctc_lsnn': 'LSNN, CTC'}
+  measures = {'test_frame_error': 'wrong frames, 61 classes (%)', 'test_per': 'phone error, 39 classes (%)'}
+  measures = {name: label for name, label in measures.items() if any(row[name] for rows in runs.values() for row in rows)}
+  figure, axes = plt.subplots(1, len(measures), figsize=(1.5 + 4.5 * len(measures), 4), layout='constrained', squeeze=False)
+  for axis, (measure, label) in zip(axes[0], measures.items()):
+    here = {key: [100 * float(row[measure]) for row in rows if row[measure]] for key, rows in runs.items()}
+    here = {key: values for key, values in here.items() if values}
+    networks = list(dict.fromkeys(network for network, _ in here))
+    rules = [rule for rule in RULES if any(rule == of for _, of in here)]
+    for k, network in enumerate(networks):
+      for j, rule in enumerate(rules):
+        values = here.get((network, rule))
+        if values:
+          x = k + 0.8 * (j - (len(rules) - 1) / 2) / len(rules)
+          axis.bar(x, np.mean(values), 0.75 / len(rules), color=RULES[rule][1], alpha=0.6, label=RULES[rule][0] if k == 0 else None)
+          axis.plot([x] * len(values), values, 'o', color='black', ms=3)
+    axis.set_xticks(range(len(networks)), [names.get(network, network) for network in networks])
+    axis.set(ylabel=f'test: {label}', ylim=(0, None))
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, 1.0), ncols=2)
+    axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
+  n_seeds = sorted({len(rows) for rows in runs.values()})
+  corpus = next(iter(runs.values()))[0]['corpus']
+  figure.suptitle(f'{corpus}; bars: mean over {" to ".join(map(str, n_seeds[::max(len(n_seeds) - 1, 1)]))} seeds, a dot per seed',
+                  fontsize=9)
+  target = os.path.splitext(path)[0] + '.png'
+  save(figure, target, show)
+  return target
+
+
 if __name__ == '__main__':
   with np.load(sys.argv[1], allow_pickle=False) as arrays:
     utterance(dict(arrays), os.path.join(os.path.dirname(sys.argv[1]), 'utterance.png'), '--show' in sys.argv)

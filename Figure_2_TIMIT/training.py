@@ -144,8 +144,8 @@ class Evaluator:
     self.ctc = classifier.settings.loss == 'ctc'
     self._evaluate = tf.function(classifier.evaluate)
 
-  def __call__(self, split):
-    """Evaluates a data.Split.
+  def __call__(self, split, beam_width=scores.BEAM_WIDTH):
+    """Evaluates a data.Split; CTC decodes with this beam width.
 
     Returns:
       dict of numbers: loss, error (what models are chosen by: the published measure), and those of scores.py; dict of what
@@ -162,7 +162,7 @@ class Evaluator:
         logits[k] = result.logits[:split.lengths[k], b].numpy()
     phones = split.phones[self.n_phones]
     if self.ctc:
-      predicted = scores.decode_all(logits, FLAGS.test_batch)
+      predicted = scores.decode_all(logits, beam_width)
       numbers = scores.phone_errors(predicted, phones.runs, self.n_phones == 61)
       error = numbers['per_mean_over_utterances']
     else:
@@ -261,14 +261,15 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     validation = {}
     epoch, rest = divmod(iteration, per_epoch)
     if rest == 0:
-      validation, _ = evaluate(corpus.dev)
+      validation, _ = evaluate(corpus.dev, scores.VALIDATION_BEAM_WIDTH)
       if validation['error'] < best_error:
         best_error.assign(validation['error'])
         best_epoch.assign(epoch)
         for name, w in weights.items():
           best[f'best_{name}'].assign(w)
     run.log(iteration, epoch=(iteration - 1) // per_epoch + 1, train_loss=float(result.loss),
-            train_error=None if ctc else float(result.error), rate_hz=1000 * mean_rate, learning_rate=rate,
+            train_error=None if ctc else float(result.error), rate_hz=1000 * mean_rate if network.spiking else None,
+            learning_rate=rate,
             validation_loss=validation.get('loss'), validation_error=validation.get('error'))
   stream.close()
 

@@ -7,13 +7,9 @@
 Every run is one call of the tutorial. Stopped at any moment, the same command goes on: finished runs are kept, an
 unfinished one resumes from its checkpoint. Seeds are the outer loop, so that every rule has one seed first.
 """
-import concurrent.futures
 import csv
 import json
 import os
-import queue
-import subprocess
-import sys
 
 import experiment
 from absl import flags
@@ -55,21 +51,6 @@ flags.DEFINE_integer('n_batch', None, 'trials per iteration; default: the tutori
 flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
 flags.DEFINE_bool('replot', False, 'draw the figures from the CSV without training')
 flags.DEFINE_string('out', os.path.join(HERE, 'figures'), 'folder of the CSV and the figures')
-
-
-def run_one(script, arguments, folder, cores):
-  """Trains one network; returns an error message or None. Output goes to log.txt in the run's folder."""
-  os.makedirs(folder, exist_ok=True)
-  resume = ['--resume'] if os.path.exists(os.path.join(folder, 'config.json')) else []
-  # Each run keeps to its cores: two networks on a core each train faster than one after the other on both.
-  pin = f'import os, runpy, sys; os.sched_setaffinity(0, {cores}); sys.argv = sys.argv[1:]; '
-  command = [sys.executable, '-c', pin + 'sys.path.insert(0, os.path.dirname(sys.argv[0])); '
-             'runpy.run_path(sys.argv[0], run_name="__main__")', os.path.join(HERE, script + '.py'),
-             f'--result_dir={os.path.dirname(os.path.dirname(folder))}', f'--run_name={os.path.basename(folder)}',
-             '--do_plot=False', *arguments, *resume]
-  with open(os.path.join(folder, 'log.txt'), 'a') as log:
-    code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-  return f'{os.path.basename(folder)} ended with exit code {code}: see {folder}/log.txt' if code else None
 
 
 def collect(folder, rules, n_seeds, columns, results):
@@ -117,45 +98,16 @@ def main():
 def train_all(script, rules, n_iter, columns, results, path):
   """Runs what is not finished yet, `n_parallel` at a time, and writes the CSV after each run."""
   folder = os.path.join(os.path.abspath(FLAGS.result_dir), 'comparison' + ('_smoke' if FLAGS.smoke else ''), script)
-  cores = sorted(os.sched_getaffinity(0))
-  n_parallel = min(FLAGS.n_parallel, len(cores))
-  shares = queue.SimpleQueue()
-  for k in range(n_parallel):
-    shares.put(cores[k::n_parallel])
-  common = [f'--n_iter={n_iter}', f'--dtype={FLAGS.dtype}'] + ([f'--n_batch={FLAGS.n_batch}'] if FLAGS.n_batch else [])
-
-  def train(rule, seed):
-    run = os.path.join(folder, f'{rule}_seed{seed}')
-    if os.path.exists(os.path.join(run, 'summary.json')):
-      return None
-    share = shares.get()
-    try:
-      return run_one(script, [*common, f'--seed={seed}', *rules[rule]], run, set(share))
-    finally:
-      shares.put(share)
-
-  with concurrent.futures.ThreadPoolExecutor(n_parallel) as pool:
-    futures = [pool.submit(train, rule, seed) for seed in range(FLAGS.n_seeds) for rule in rules]
-    for n_done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-      if future.result():
-        print(f'warning: {future.result()}', file=sys.stderr)
-      rows, missing = collect(folder, rules, FLAGS.n_seeds, columns, results)
-      write_csv(path, rows, ('rule', 'seed', 'iteration', *columns, *results, 'wall_time_s', 'peak_memory_mb'))
-      print(f'{n_done}/{len(futures)} runs ended, {len(missing)} missing', flush=True)
+  common = [f'--n_iter={n_iter}', f'--dtype={FLAGS.dtype}', '--do_plot=False']
+  common += [f'--n_batch={FLAGS.n_batch}'] if FLAGS.n_batch else []
+  runs = {os.path.join(folder, f'{rule}_seed{seed}'): [*common, f'--seed={seed}', *arguments]
+          for seed in range(FLAGS.n_seeds) for rule, arguments in rules.items()}
+  for n_done in experiment.train_side_by_side(os.path.join(HERE, script + '.py'), runs, FLAGS.n_parallel):
+    rows, missing = collect(folder, rules, FLAGS.n_seeds, columns, results)
+    experiment.write_csv(path, rows, ('rule', 'seed', 'iteration', *columns, *results, 'wall_time_s', 'peak_memory_mb'))
+    print(f'{n_done}/{len(runs)} runs ended, {len(missing)} missing', flush=True)
   if missing:
     print('missing: ' + ', '.join(missing) + '; the same command goes on with them')
-
-
-def write_csv(path, rows, columns):
-  """Writes rows (dicts) as CSV, whole or not at all."""
-
-  def write(temporary):
-    with open(temporary, 'w', newline='') as file:
-      writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
-      writer.writeheader()
-      writer.writerows(rows)
-
-  experiment.write_whole(path, write)
 
 
 def print_table(path, result):

@@ -19,6 +19,7 @@ import ctypes
 import json
 import os
 import platform
+import queue
 import resource
 import subprocess
 import sys
@@ -212,6 +213,18 @@ def write_json(path, values):
     with open(temporary, 'w') as file:
       json.dump(values, file, indent=2, default=float)
       file.write('\n')
+
+  write_whole(path, write)
+
+
+def write_csv(path, rows, columns):
+  """Writes rows (dicts) as CSV; columns that a row lacks stay empty."""
+
+  def write(temporary):
+    with open(temporary, 'w', newline='') as file:
+      writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
+      writer.writeheader()
+      writer.writerows(rows)
 
   write_whole(path, write)
 
@@ -435,6 +448,51 @@ class Run:
     self._metrics_file = open(path, 'a', newline='')
     self._last = {}
     return csv.writer(self._metrics_file, lineterminator='\n')
+
+
+def train_side_by_side(script, runs, n_parallel):
+  """Calls a script for each of many runs, those that have a summary.json left out, those that stopped half-way resumed.
+
+  Each run keeps to its share of the cores: two networks on a core each train faster than one after the other on both. What
+  a run prints goes to log.txt in its folder.
+
+  Args:
+    script: path of the script.
+    runs: dict, folder <result_dir>/<script>/<run_name> of a run: list of its flags.
+    n_parallel: runs side by side; no more than there are cores.
+
+  Yields:
+    After each run, the number of runs that have ended.
+  """
+  cores = sorted(os.sched_getaffinity(0))
+  n_parallel = min(n_parallel, len(cores))
+  shares = queue.SimpleQueue()
+  for k in range(n_parallel):
+    shares.put(set(cores[k::n_parallel]))
+
+  def train(folder):
+    if os.path.exists(os.path.join(folder, 'summary.json')):
+      return 0
+    os.makedirs(folder, exist_ok=True)
+    share = shares.get()
+    code = f'import os, runpy, sys; os.sched_setaffinity(0, {share}); del sys.argv[0]; ' \
+           'sys.path.insert(0, os.path.dirname(sys.argv[0])); runpy.run_path(sys.argv[0], run_name="__main__")'
+    parent, name = os.path.split(folder)
+    resume = ['--resume'] if os.path.exists(os.path.join(folder, 'config.json')) else []
+    try:
+      with open(os.path.join(folder, 'log.txt'), 'a') as log:
+        return subprocess.run([sys.executable, '-c', code, script, f'--result_dir={os.path.dirname(parent)}',
+                               f'--run_name={name}', *runs[folder], *resume], stdout=log, stderr=log, check=False).returncode
+    finally:
+      shares.put(share)
+
+  with concurrent.futures.ThreadPoolExecutor(n_parallel) as pool:
+    futures = {pool.submit(train, folder): folder for folder in runs}
+    for n_done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+      if future.result():
+        folder = futures[future]
+        print(f'warning: {os.path.basename(folder)} ended with exit code {future.result()}: see {folder}/log.txt', file=sys.stderr)
+      yield n_done
 
 
 def _git_commit():

@@ -1,0 +1,43 @@
+"""The LIF and ALIF neurons of figure 2, by their published flags."""
+from absl import flags
+import numpy as np
+
+from experiment import rng, UserError
+from lsnn import ALIF, exp_decay
+
+FLAGS = flags.FLAGS
+flags.DEFINE_float('tau_a', 200.0, 'time constant of the threshold adaptation [ms]')
+flags.DEFINE_float('tau_v', 20.0, 'membrane time constant [ms]')
+flags.DEFINE_bool('tau_a_spread', False, 'draw time constants of adaptation evenly between 0 and tau_a')
+flags.DEFINE_bool('tau_v_spread', False, 'draw membrane time constants evenly between 0 and tau_v')
+flags.DEFINE_float('beta', 1.8, 'strength of adaptation, multiplied by (1 - rho) / (1 - alpha)', lower_bound=0.0)
+flags.DEFINE_float('thr', 0.01, 'threshold, divided by (1 - alpha)')
+flags.DEFINE_integer('n_ref', 2, 'refractory period [steps]', lower_bound=0)
+flags.DEFINE_float('dt', 1.0, 'length of a network step [ms]')
+flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
+
+
+def make(n_regular, n_adaptive, layer):
+  """The neurons of one layer; threshold and adaptation as published, which gives them for filters scaled by (1 - decay).
+
+  Args:
+    n_regular, n_adaptive: numbers of LIF and ALIF neurons.
+    layer: number of the layer, for the time constants that are drawn.
+
+  Returns:
+    lsnn.ALIF.
+
+  Raises:
+    UserError: no neurons, or a constant that must be positive is not.
+  """
+  if n_regular + n_adaptive < 1:
+    raise UserError('the network needs neurons: at least one LIF or ALIF neuron')
+  if min(FLAGS.tau_a, FLAGS.tau_v, FLAGS.thr, FLAGS.dt) <= 0:
+    raise UserError('--tau_a, --tau_v, --thr and --dt must be positive')
+  generator = rng('time constants', layer)
+  spread = lambda tau, on: tau * (1 - generator.random(n_regular + n_adaptive)) if on else tau  # in (0, tau]
+  tau_v, tau_a = spread(FLAGS.tau_v, FLAGS.tau_v_spread), spread(FLAGS.tau_a, FLAGS.tau_a_spread)
+  scale = 1 / (1 - exp_decay(FLAGS.tau_v, FLAGS.dt))
+  beta = np.repeat([0, FLAGS.beta], [n_regular, n_adaptive]) * (1 - exp_decay(tau_a, FLAGS.dt)) * scale
+  return ALIF(n_regular + n_adaptive, thr=FLAGS.thr * scale, tau=tau_v, tau_adaptation=tau_a, beta=beta,
+              n_refractory=FLAGS.n_ref, dt=FLAGS.dt, dampening_factor=FLAGS.dampening_factor, dtype=FLAGS.dtype)
