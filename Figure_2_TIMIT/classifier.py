@@ -137,7 +137,8 @@ class Classifier:
       wrong = tf.cast(tf.argmax(logits, -1, tf.int32) != batch.targets, self.dtype)
       return loss, weight[..., None] * (tf.nn.softmax(logits) - target), tf.reduce_sum(weight * wrong)
     # Sparse targets choose TensorFlow's compiled loss, which the published program used too.
-    given = tf.where(tf.sequence_mask(batch.target_lengths, batch.targets.shape[1]))
+    # It takes no empty utterances: those of length 0 get a frame and a phone, and count for nothing.
+    given = tf.where(tf.sequence_mask(tf.maximum(batch.target_lengths, 1), batch.targets.shape[1]))
     targets = tf.SparseTensor(given, tf.gather_nd(batch.targets, given), batch.targets.shape)
     with tf.GradientTape() as tape:
       tape.watch(logits)

@@ -98,7 +98,8 @@ def utterance(record, path, show=False):
   axes[2].set_yticks(range(len(order)), [classes[k] for k in order], fontsize=7)
   axes[2].set_ylabel('phone')
   figure.colorbar(image, ax=axes[2], label='probability', pad=0.01)
-  _phone_bar(axes[3], record['predicted_starts'], record['predicted'], classes, n_frames, 'recognised')
+  _phone_bar(axes[3], record['predicted_starts'], record['predicted'], classes, n_frames,
+             'recognised' + ('\n(CTC: times\nroughly)' if classes[-1] == 'blank' else ''))
   _phone_bar(axes[4], record['true_starts'], record['true'], classes, n_frames, 'true')
   axes[4].set(xlabel='time (s)', xlim=(0, seconds))
   axes[0].set_title(str(record['title']), fontsize=9, loc='left')

@@ -316,7 +316,8 @@ def report(folder, classifier, evaluate, corpus, published):
     if not ctc:
       to_39 = fold if n_phones == 61 else np.asarray
       table = scores.confusion([to_39(p) for p in shown['predicted']], corpus.test.phones[39].frames, 39)
-      result_plots.confusion(table, corpus.metadata['classes39'], os.path.join(folder, 'confusion.png'), lines[0] + '\n' + lines[1])
+      result_plots.confusion(table, corpus.metadata['classes39'], os.path.join(folder, 'confusion.png'),
+                             lines[0] + '\n' + corpus.metadata['label'])
     if spiking:
       result_plots.rates(1000 * shown['rates'], os.path.join(folder, 'rates.png'), corpus.metadata['label'])
     lines.append(f'figures:    {os.path.join(folder, "utterance.png")}')
