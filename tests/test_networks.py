@@ -137,7 +137,7 @@ def test_padding_changes_nothing(kind, rule, loss):
   else:
     targets = np.concatenate([batch.targets, np.zeros((2, 3))])
   padded = Batch(tf.constant(x), tf.constant([*LENGTHS, 0, 0], tf.int32), tf.constant(targets, tf.int32),
-                 tf.constant([*batch.target_lengths, 0, 0], tf.int32))
+                 tf.constant([*batch.target_lengths.numpy(), 0, 0], tf.int32))
   classifier = make_classifier(kind, rule, loss)
   tolerance = 1e-12 if loss == 'framewise' else 1e-5  # CTC is float32
   (plain, expected), (result, gradients) = (tf.function(classifier.gradients)(each) for each in (batch, padded))
