@@ -106,17 +106,20 @@ class Classifier:
         named.update({f'layer{k}_{direction}_{name}': w for name, w in weights._asdict().items() if w is not None})
     return dict(named, w_out=self.w_out, bias_out=self.bias, b_out=self.feedback)
 
-  def logits(self, outputs):
-    """Outputs of the layers [T, B, 2 N] to logits [F, B, K]."""
-    kappa, n_repeat = self.settings.kappa, self.network.n_repeat
-    read = outputs if self.settings.all_layers else outputs[-1:]
-    average = lambda y: tf.reduce_mean(tf.reshape(y, [-1, n_repeat, *y.shape[1:]]), 1) if n_repeat > 1 else y
-    if self.settings.loss == 'framewise':
-      return exp_filter(tf.concat([average(z) for z in read], -1) @ self.w_out, kappa) + self.bias
-    return average(exp_filter(tf.concat(read, -1) @ self.w_out, kappa)) + self.bias
+  def _forward(self, batch, keep=None):
+    """Averaged outputs of the layers; what the readout reads, [F, B, D] or for CTC [T, B, D]; what the gradient needs."""
+    ctc = self.settings.loss == 'ctc'
+    averages, outputs, memories = self.network.forward(batch.x, batch.lengths, self.layers, keep, every_step=ctc)
+    read = outputs if ctc else averages
+    return averages, tf.concat(read if self.settings.all_layers else read[-1:], -1), memories
+
+  def _logits(self, read):
+    """What is read [T or F, B, D] to logits [F, B, K]."""
+    y = exp_filter(read @ self.w_out, self.settings.kappa)
+    return (y if self.settings.loss == 'framewise' else self.network.average(y)) + self.bias
 
   def _error_bar(self, error):
-    """Transpose of what `logits` does after w_out: error [F, B, K] at the logits to the error at z @ w_out, [F or T, B, K].
+    """Transpose of what `_logits` does after w_out: error [F, B, K] at the logits to the error at z @ w_out, [F or T, B, K].
 
     In the framewise form it is the same at all steps of a frame and stands there once.
     """
@@ -131,7 +134,7 @@ class Classifier:
     per_utterance = there / tf.maximum(tf.reduce_sum(there), 1)
     if self.settings.loss == 'framewise':
       weight = per_utterance / tf.cast(tf.maximum(batch.lengths, 1), self.dtype)
-      weight = weight * self._real(batch, logits.shape[0])[..., 0]                        # [F, B]
+      weight = weight * self._real(batch)[..., 0]                        # [F, B]
       target = tf.one_hot(batch.targets, logits.shape[-1], dtype=self.dtype)
       loss = -tf.reduce_sum(weight * tf.reduce_sum(target * tf.nn.log_softmax(logits), -1))
       wrong = tf.cast(tf.argmax(logits, -1, tf.int32) != batch.targets, self.dtype)
@@ -163,27 +166,26 @@ class Classifier:
     if s.keep < 1 and seed is not None:
       keep = [tf.cast(tf.random.stateless_uniform([n_frames, n_batch, n], seed + [0, k]) < s.keep, self.dtype) / s.keep
               for k, n in enumerate(self.network.units, 1)]
-    outputs, memories = self.network.forward(batch.x, batch.lengths, self.layers, keep)
-    logits = self.logits(outputs)
+    averages, read, memories = self._forward(batch, keep)
+    logits = self._logits(read)
     loss, error, error_rate = self._loss_and_error(logits, batch)
     error_bar = self._error_bar(error)
 
     # Readout
-    frame_sum = lambda z: tf.reduce_sum(tf.reshape(z, [error_bar.shape[0], -1, *z.shape[1:]]), 1)
-    read = tf.concat([frame_sum(z) for z in (outputs if s.all_layers else outputs[-1:])], -1)
-    gradients = [presynaptic_product(read, error_bar)]
+    steps_of_a_read = self.network.n_repeat if s.loss == 'framewise' else 1  # `error_bar` is of one step
+    gradients = [steps_of_a_read * presynaptic_product(read, error_bar)]
     gradients += [tf.reduce_sum(error, [0, 1])] if s.readout_bias else []
     gradients += gradients[:1] if self.adaptive else []  # B takes the steps of w_out
 
     # Network: the learning signal (4), and that of the firing rates over real steps
-    rates = self._rates(outputs, batch)
+    rates = self._rates(averages, batch)
     if s.train_network:
       signals = tf.split(tf.matmul(error_bar, self.feedback, transpose_b=True),
                          self.network.units if s.all_layers else self.network.units[-1:], -1)
       if not s.all_layers:
         signals = [tf.zeros([*error_bar.shape[:2], n], self.dtype) for n in self.network.units[:-1]] + signals
       if s.rate_cost:
-        where = self._real(batch, error_bar.shape[0])
+        where = hold(self._real(batch), error_bar.shape[0] // n_frames)
         n_real = tf.cast(self.network.n_repeat * tf.reduce_sum(batch.lengths), self.dtype)
         signals = [signal + where * (2 * s.rate_cost / n_real * (rate - s.rate_target)) for signal, rate in zip(signals, rates)]
       of_network = self.network.gradient(batch.lengths, self.layers, memories, signals, keep)
@@ -202,19 +204,18 @@ class Classifier:
 
   def evaluate(self, batch):
     """Result for one batch, without learning and drop-out."""
-    outputs, _ = self.network.forward(batch.x, batch.lengths, self.layers)
-    logits = self.logits(outputs)
+    averages, read, _ = self._forward(batch)
+    logits = self._logits(read)
     loss, _, error_rate = self._loss_and_error(logits, batch)
-    return Result(loss, error_rate, self._rates(outputs, batch), logits)
+    return Result(loss, error_rate, self._rates(averages, batch), logits)
 
-  def _real(self, batch, n_steps):
-    """1 where an utterance has a step (of n_steps, frames or network steps), 0 in the padding: [n_steps, B, 1]."""
-    n_frames = batch.x.shape[0]
-    return hold(tf.cast(tf.range(n_frames)[:, None] < batch.lengths, self.dtype)[..., None], n_steps // n_frames)
+  def _real(self, batch):
+    """1 where an utterance has a frame, 0 in the padding, [F, B, 1]."""
+    return tf.cast(tf.range(batch.x.shape[0])[:, None] < batch.lengths, self.dtype)[..., None]
 
-  def _rates(self, outputs, batch):
-    return [tf.math.divide_no_nan(tf.reduce_sum(real * z, [0, 1]), tf.reduce_sum(real))
-            for z in outputs for real in [self._real(batch, z.shape[0])]]
+  def _rates(self, averages, batch):
+    real = self._real(batch)
+    return [tf.math.divide_no_nan(tf.reduce_sum(real * z, [0, 1]), tf.reduce_sum(real)) for z in averages]
 
   def update(self, optimizer, batch, seed=None, gradient_noise=0.0):
     """One update of all weights; arguments as for `gradients`; returns Result."""

@@ -70,9 +70,8 @@ class LSNNLayer:
     return run.z, run.h
 
   def forward(self, x, weights):
-    """Simulates. x: [T / n_repeat, B, I]. Returns spikes z [T, B, N], and what `gradient` needs."""
-    z, h = self._simulate(x, weights)
-    return z, (z, h)
+    """Simulates. x: [T / n_repeat, B, I]. Returns spikes z [T, B, N], and h (lsnn.py), which `gradient` needs."""
+    return self._simulate(x, weights)
 
   def gradient(self, x, weights, memory, signal, input_gradient):
     """The gradient for a learning signal.
@@ -87,40 +86,40 @@ class LSNNLayer:
     Returns:
       Weights, and dE/dx [T / n_repeat, B, I] or None.
     """
-    return self._compute(x, weights, *memory, signal, input_gradient)
+    return self._compute(x, weights, memory, signal, input_gradient)
 
-  def _adjoint(self, x, weights, z, h, signal, input_gradient):
-    n_steps, n_batch, n = z.shape
+  def _adjoint(self, x, weights, h, signal, input_gradient):
+    n_steps, n_batch, n = h.shape
     held = n_steps // signal.shape[0]
     w_rec = lsnn.without_autapses(self._w_rec(weights)) if self.bptt else None
     cuts = None
     if self.truncation > 0:
-      cuts = tf.repeat(tf.cast(tf.range(n_steps) % self.truncation == 0, z.dtype)[:, None], n_batch, 1)
+      cuts = tf.repeat(tf.cast(tf.range(n_steps) % self.truncation == 0, h.dtype)[:, None], n_batch, 1)
     post, _ = adjoint_scan(self.cell, self.cell.psi(h), lambda t: signal[t // held], w_rec=w_rec, reset=cuts)
-    g_rec = lsnn.without_autapses(presynaptic_product(one_step_later(z), post)) if self.recurrent else None
+    g_rec = lsnn.without_autapses(presynaptic_product(one_step_later(lsnn.spike(h)), post)) if self.recurrent else None
     post = tf.reduce_sum(tf.reshape(post, [-1, self.n_repeat, n_batch, n]), 1)  # the input was the same at all of these
     dx = tf.matmul(post, weights.w_in, transpose_b=True) if input_gradient else None
     return self.Weights(presynaptic_product(x, post), g_rec), dx
 
-  def _hardcoded(self, x, weights, z, h, signal, input_gradient):
+  def _hardcoded(self, x, weights, h, signal, input_gradient):
     """Traces that run forward in time, eqs. (24), (25); memory O(B (I + N) N) beside the arguments."""
     if input_gradient:
       raise ValueError('BPTT has no hardcoded form')
-    n_steps, n_batch, n = z.shape
-    n_in, dtype = x.shape[-1], z.dtype
+    n_steps, n_batch, n = h.shape
+    n_in, dtype = x.shape[-1], h.dtype
     held = n_steps // signal.shape[0]
 
     def body(t, before, eps_v, eps_a, gradient):
       pre = tf.concat([x[t // self.n_repeat], before], 1)
       traces, eps_a = trace_step(self.cell, eps_v, eps_a, pre, self.cell.psi(h[t]))
       gradient += tf.reduce_sum(signal[t // held][:, None] * traces.e, 0)                         # (1)
-      return t + 1, z[t], traces.eps_v, eps_a, gradient
+      return t + 1, lsnn.spike(h[t]), traces.eps_v, eps_a, gradient
 
     start = (0, tf.zeros([n_batch, n], dtype), *initial_eps(self.cell, n_batch, n_in + n), tf.zeros([n_in + n, n], dtype))
     g_in, g_rec = tf.split(tf.while_loop(lambda t, *_: t < n_steps, body, start)[-1], [n_in, n])
     return self.Weights(g_in, lsnn.without_autapses(g_rec) if self.recurrent else None), None
 
-  def _autodiff(self, x, weights, z, h, signal, input_gradient):
+  def _autodiff(self, x, weights, h, signal, input_gradient):
     trainable = [w for w in weights if w is not None]
     with tf.GradientTape() as tape:
       tape.watch((x, trainable))
@@ -180,7 +179,11 @@ class Network:
     sizes = [n_in, *self.units[:-1]]
     return [tuple(layer.initial_weights(rng, size) for _ in range(2)) for layer, size in zip(self.layers, sizes)]
 
-  def forward(self, x, lengths, weights, keep=None):
+  def average(self, y):
+    """Mean over the steps of each frame: [T, B, ...] to [F, B, ...]."""
+    return y if self.n_repeat == 1 else tf.reduce_mean(tf.reshape(y, [-1, self.n_repeat, *y.shape[1:]]), 1)
+
+  def forward(self, x, lengths, weights, keep=None, every_step=False):
     """Simulates all layers.
 
     Args:
@@ -188,20 +191,24 @@ class Network:
       lengths: frames of each utterance, int32 [B].
       weights: as of `initial_weights`.
       keep: drop-out masks [F, B, 2 N] per layer, that its output is multiplied by; or None.
+      every_step: return the outputs at every network step, not averaged over each frame.
 
     Returns:
-      Outputs [T, B, 2 N] of each layer, and what `gradient` needs.
+      Outputs [F, B, 2 N] of each layer, averaged over frames; [T, B, 2 N] at every step, or None; and what `gradient` needs.
     """
     n_frames = x.shape[0]
-    outputs, memories = [], []
+    averages, outputs, memories = [], [], []
     for k, (layer, of_layer) in enumerate(zip(self.layers, values(weights))):
       inputs = x, reverse_sequence(x, lengths * (x.shape[0] // n_frames))
       (forward, memory), (backward, memory_backward) = (layer.forward(i, w) for i, w in zip(inputs, of_layer))
-      x = tf.concat([forward, reverse_sequence(backward, lengths * self.n_repeat)], -1)
-      x = x if keep is None else x * hold(keep[k], self.n_repeat)
-      outputs.append(x)
       memories.append((inputs, (memory, memory_backward)))
-    return outputs, memories
+      average = tf.concat([self.average(forward), reverse_sequence(self.average(backward), lengths)], -1)
+      averages.append(average if keep is None else average * keep[k])
+      if every_step or k + 1 < len(self.layers):
+        x = tf.concat([forward, reverse_sequence(backward, lengths * self.n_repeat)], -1)
+        x = x if keep is None else x * hold(keep[k], self.n_repeat)
+        outputs.append(x)
+    return averages, outputs if every_step else None, memories
 
   def gradient(self, lengths, weights, memories, signals, keep=None):
     """The gradient of all layers.

@@ -330,7 +330,7 @@ def record(classifier, evaluate, corpus, shown, k=0):
   length, logits = split.lengths[k], shown['logits'][k]
   batch = make_batch(split, [k], 1, evaluate.bounds, n_phones, evaluate.ctc)
   layer = classifier.network.layers[0]
-  outputs = classifier.network.forward(batch.x, batch.lengths, classifier.layers)[0][0][:, 0, :layer.units]
+  outputs = classifier.network.forward(batch.x, batch.lengths, classifier.layers, every_step=True)[1][0][:, 0, :layer.units]
   posterior = np.exp(logits - logits.max(1, keepdims=True))
   posterior /= posterior.sum(1, keepdims=True)
   classes = list(corpus.metadata[f'classes{n_phones}']) + ['blank'] * evaluate.ctc

@@ -1,8 +1,8 @@
-"""Speed and memory of the Figure 3 folder, as ratios between variants timed in turn in one run.
+"""Speed and memory, as ratios between variants timed in turn in one run.
 
-  python tests/benchmark.py              all, about 6 minutes on two cores; writes benchmark.json and two figures to
-                                         Figure_3_and_S7_e-prop_tutorials/figures/ with --write
-  python tests/benchmark.py iteration pattern start memory scaling      some of it
+  python tests/benchmark.py              all, about 8 minutes on two cores; with --write, benchmark.json and a figure go to
+                                         Figure_3_and_S7_e-prop_tutorials/figures/, speech to Figure_2_TIMIT/figures/
+  python tests/benchmark.py iteration pattern start memory scaling speech      some of it
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """
@@ -19,9 +19,10 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
+SPEECH_FOLDER = ROOT / 'Figure_2_TIMIT'
 sys.path.insert(0, str(FOLDER))
 EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_accumulation_with_alif', 'pattern_generation'))
-PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling')
+PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', 'speech')
 
 
 def make_iteration(rule, impl, n_batch=64, n_steps=None, n_rec=100):
@@ -151,6 +152,51 @@ def scaling():
   return rows
 
 
+def make_speech_iteration(network, rule, impl):
+  """A function that updates a network of figure 2 on 32 utterances of 551 frames of 123 features; framewise, 61 classes."""
+  sys.path.append(str(SPEECH_FOLDER))
+  import experiment
+  import keras
+  import numpy as np
+  import tensorflow as tf
+  from classifier import Batch, Classifier, Settings
+  from lsnn import exp_decay
+  from networks import LSNNLayer, LSTMLayer, Network
+  if network == 'lsnn':
+    import neurons
+  experiment.FLAGS(['benchmark', '--device=CPU:0'])
+  rng = np.random.default_rng(0)
+  bptt = rule == 'bptt'
+  layer = LSNNLayer(neurons.make(300, 100, 0), 5, bptt, impl) if network == 'lsnn' else LSTMLayer(200, bptt, impl)
+  settings = Settings(kappa=float(exp_decay(3.0)), rate_cost=50.0) if network == 'lsnn' else Settings()
+  classifier = Classifier(Network([layer]), settings, 123, 61, rng)
+  optimizer = keras.optimizers.Adam(0.01, epsilon=1e-5)
+  optimizer.build(classifier.trainable())
+  batch = Batch(tf.constant(rng.standard_normal((551, 32, 123)), tf.float32), tf.fill([32], 551),
+                tf.constant(rng.integers(0, 61, (551, 32)), tf.int32), tf.zeros([32], tf.int32))
+  update = tf.function(lambda: classifier.update(optimizer, batch).loss)
+  return lambda: float(update())
+
+
+def speech():
+  """Figure 2: one training iteration of the framewise networks, each rule beside the autodiff computation of e-prop."""
+  results = {}
+  for network in ('lsnn', 'lstm'):
+    variants = {'adjoint': ('eprop', 'adjoint'), 'bptt': ('bptt', 'adjoint'), 'autodiff': ('eprop', 'autodiff')}
+    code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
+            f'functions = {{name: benchmark.make_speech_iteration({network!r}, *v) for name, v in %r.items()}}; '
+            'seconds = benchmark.time_in_turn(functions, 3); '
+            'import experiment; print(json.dumps(dict(seconds=seconds, peak_memory_mb=experiment.peak_memory_mb())))')
+    run = lambda chosen: json.loads(subprocess.run([sys.executable, '-c', code % (chosen,)], check=True, capture_output=True,
+                                                   text=True).stdout.splitlines()[-1])
+    seconds = run(variants)['seconds']
+    results[network] = dict(
+        seconds=seconds, autodiff_over_adjoint=seconds['autodiff'] / seconds['adjoint'],
+        bptt_over_adjoint=seconds['bptt'] / seconds['adjoint'],
+        peak_mb={name: run({name: variants[name]})['peak_memory_mb'] for name in ('adjoint', 'bptt')})
+  return results
+
+
 def draw_scaling(rows, path):
   """Time and memory relative to the smallest size."""
   import matplotlib
@@ -187,9 +233,14 @@ def main():
     results[name] = globals()[name]()
     print(name, json.dumps(results[name], indent=2), flush=True)
   if arguments.write:
-    path = FOLDER / 'figures' / 'benchmark.json'
-    before = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(dict(before, **results), indent=2) + '\n')
+    machine = {name: results.pop(name) for name in ('cores', 'load_at_start', 'python')}
+    of_speech = {'speech': results.pop('speech')} if 'speech' in results else {}
+    for folder, numbers in ((FOLDER, results), (SPEECH_FOLDER, of_speech)):
+      if numbers:
+        path = folder / 'figures' / 'benchmark.json'
+        path.parent.mkdir(exist_ok=True)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(dict(before, **machine, **numbers), indent=2) + '\n')
     if 'scaling' in results:
       draw_scaling(results['scaling'], FOLDER / 'figures' / 'benchmark_scaling.png')
 

@@ -159,7 +159,7 @@ def test_backward_direction_hears_each_utterance_from_its_own_end():
   for b, n in enumerate(LENGTHS):
     half = rng.standard_normal((n, I))
     x[:n, b] = half + half[::-1]
-  (z,), _ = classifier.network.forward(tf.constant(x), tf.constant(LENGTHS), classifier.layers)
+  _, (z,), _ = classifier.network.forward(tf.constant(x), tf.constant(LENGTHS), classifier.layers, every_step=True)
   for b, n in enumerate(LENGTHS * 3):
     assert z[:n, b].numpy().any()
     # Steps within a frame count up in both directions: mirror frames, not steps.
