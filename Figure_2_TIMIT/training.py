@@ -52,6 +52,9 @@ flags.DEFINE_bool('plot', True, 'draw the figures')
 flags.DEFINE_string('checkpoint', None, 'evaluate the weights in this .npz (best_weights.npz or final_weights.npz of a run with '
                     'the same flags) instead of training')
 
+for _name in ('cuda_device', 'clip', 'l1', 'n_delay', 'proportion_excitatory', 'rewiring_temperature', 'run_id', 'verbose'):
+  flags.DEFINE_string(_name, None, 'published flag without effect')
+
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'rate_hz', 'learning_rate', 'validation_loss', 'validation_error')
 N_BUCKETS = 4
 
