@@ -175,17 +175,16 @@ def comparison(path, show=False):
         values = here.get((network, rule))
         if values:
           x = k + 0.8 * (j - (len(rules) - 1) / 2) / len(rules)
-          axis.bar(x, np.mean(values), 0.75 / len(rules), color=RULES[rule][1], alpha=0.6, label=RULES[rule][0] if k == 0 else None)
+          axis.bar(x, np.mean(values), 0.75 / len(rules), color=RULES[rule][1], alpha=0.6)
           axis.plot([x] * len(values), values, 'o', color='black', ms=3)
     axis.set_xticks(range(len(networks)), [names.get(network, network) for network in networks])
     axis.set(ylabel=f'test: {label}', ylim=(0, None))
     axis.spines[['top', 'right']].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, 1.0), ncols=2)
+    patches = [matplotlib.patches.Patch(color=RULES[rule][1], alpha=0.6, label=RULES[rule][0]) for rule in rules]
+    axis.legend(handles=patches, frameon=False, fontsize=8, loc='upper left', ncols=3)
     axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
-  n_seeds = sorted({len(rows) for rows in runs.values()})
   corpus = next(iter(runs.values()))[0]['corpus']
-  figure.suptitle(f'{corpus}; bars: mean over {" to ".join(map(str, n_seeds[::max(len(n_seeds) - 1, 1)]))} seeds, a dot per seed',
-                  fontsize=9)
+  figure.suptitle(f'{corpus}\nbars: mean over seeds, a dot per seed', fontsize=9)
   target = os.path.splitext(path)[0] + '.png'
   save(figure, target, show)
   return target
