@@ -66,10 +66,14 @@ class Classifier:
     dtype: of all computations.
 
   Raises:
-    ValueError: e-prop in several layers of which only the last is read out: the others would get no learning signal.
+    ValueError: unknown loss or feedback; e-prop in several layers of which only the last is read out: the others would get no
+      learning signal.
   """
 
   def __init__(self, network, settings, n_in, n_classes, rng, dtype='float32'):
+    if settings.loss not in LOSSES or settings.feedback not in FEEDBACK:
+      raise ValueError(f'the loss must be one of {", ".join(LOSSES)}, the feedback one of {", ".join(FEEDBACK)}; got '
+                       f'{settings.loss!r}, {settings.feedback!r}')
     if not (network.bptt or settings.all_layers or len(network.layers) == 1):
       raise ValueError('by e-prop each layer learns from the readout: it must read out from all layers')
     self.network, self.settings, self.dtype = network, settings, tf.as_dtype(dtype)

@@ -194,3 +194,9 @@ def test_eprop_needs_a_readout_of_every_layer():
   bptt = make_classifier('lsnn of two layers', 'bptt', 'framewise', all_layers=False)
   gradients = tf.function(bptt.gradients)(make_batch('framewise'))[1]
   assert np.abs(gradients[0]).max() > 1e-4  # from the layer above
+
+
+@pytest.mark.parametrize('bad', [dict(loss='hinge'), dict(feedback='rnd')], ids=str)
+def test_unknown_settings_are_refused(bad):
+  with pytest.raises(ValueError, match="one of framewise, ctc, the feedback one of symmetric, adaptive, random, uniform; got"):
+    make_classifier('lsnn', 'adjoint', **{'loss': 'framewise', **bad})

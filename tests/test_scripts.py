@@ -3,7 +3,6 @@ import concurrent.futures
 import csv
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import signal
