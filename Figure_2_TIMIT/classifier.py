@@ -221,10 +221,28 @@ class Classifier:
     real = self._real(batch)
     return [tf.math.divide_no_nan(tf.reduce_sum(real * z, [0, 1]), tf.reduce_sum(real)) for z in averages]
 
-  def update(self, optimizer, batch, seed=None, gradient_noise=0.0):
-    """One update of all weights; arguments as for `gradients`; returns Result."""
+  def update(self, optimizer, batch, seed=None, gradient_noise=0.0, weight_noise=0.0):
+    """One update of all weights.
+
+    Args:
+      optimizer: Keras optimizer.
+      batch, seed, gradient_noise: as for `gradients`.
+      weight_noise: standard deviation of normal noise on the weights while the gradients are computed; it is gone afterwards.
+
+    Returns:
+      Result.
+    """
+    trainable = self.trainable()
+    if weight_noise and seed is not None:
+      noisy = [w for w in trainable if not self.adaptive or w is not self.feedback]
+      clean = [tf.identity(w) for w in noisy]
+      for k, w in enumerate(noisy):
+        w.assign_add(weight_noise * tf.random.stateless_normal(w.shape, seed + [2, k], dtype=self.dtype))
     result, gradients = self.gradients(batch, seed, gradient_noise)
-    optimizer.apply(gradients, self.trainable())
+    if weight_noise and seed is not None:
+      for w, value in zip(noisy, clean):
+        w.assign(value)
+    optimizer.apply(gradients, trainable)
     if self.adaptive:  # Kolen-Pollack
       for variable in (self.w_out, self.feedback):
         variable.assign(variable * (1 - self.settings.readout_decay))

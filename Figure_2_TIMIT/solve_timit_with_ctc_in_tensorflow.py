@@ -31,6 +31,7 @@ flags.DEFINE_bool('peephole', True, 'lstm: peepholes, with BPTT')
 flags.DEFINE_float('tau_out', 3.0, 'lsnn: time constant of the readout [ms]')
 flags.DEFINE_float('reg', 0.0, 'strength of the rate regularisation', lower_bound=0.0)
 flags.DEFINE_float('reg_rate', 10.0, 'target rate [Hz]', lower_bound=0.0)
+flags.DEFINE_enum('optimizer', 'adam', ['adam', 'momentum'], 'another name of --adam and --noadam')
 for _name, _value in dict(n_epochs=60, batch=8, test_batch=64, lr_init=1e-3, lr_decay_every=15, readout_decay=1e-4, l2=0.0,
                           drop_out_probability=0.7, grad_clip=1.0, tau_a=500.0).items():
   FLAGS.set_default(_name, _value)
@@ -38,6 +39,7 @@ for _name, _value in dict(n_epochs=60, batch=8, test_batch=64, lr_init=1e-3, lr_
 
 def main():
   experiment.apply_smoke(n_epochs=1, n_layer=1, n_neuron=20, batch=8, test_batch=8, n_repeat=2)
+  FLAGS.adam = FLAGS.adam and FLAGS.optimizer == 'adam'
   bptt = FLAGS.eprop is None
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')

@@ -43,7 +43,10 @@ flags.DEFINE_float('adam_epsilon', 1e-5, 'epsilon of Adam', lower_bound=0.0)
 flags.DEFINE_float('momentum', 0.9, 'momentum without Adam', 0.0, 1.0)
 flags.DEFINE_float('l2', 1e-5, 'L2 regularisation: l2 / 2 times the sum of squares of all that is trained', lower_bound=0.0)
 flags.DEFINE_float('gd_noise', 0.0, 'standard deviation of noise on the gradient', lower_bound=0.0)
-flags.DEFINE_integer('noise_step_start', -1, 'update at which that noise begins; -1: at the first')
+flags.DEFINE_float('input_noise', 0.0, 'standard deviation of noise on the features while training', lower_bound=0.0)
+flags.DEFINE_float('w_noise', 0.0, 'standard deviation of noise on the weights while their gradient is computed', lower_bound=0.0)
+flags.DEFINE_integer('noise_step_start', -1, 'update at which the three noises begin; -1: at the first')
+flags.DEFINE_integer('noise_epoch_start', 1, 'epoch, counted from 1, before which they do not begin')
 flags.DEFINE_float('drop_out_probability', -1.0, 'probability with which drop-out keeps an output; -1: no drop-out')
 flags.DEFINE_float('grad_clip', 0.0, 'largest norm of the gradient; 0: no limit', lower_bound=0.0)
 # Output
@@ -51,6 +54,7 @@ flags.DEFINE_integer('print_every', 100, 'updates between two printed lines')
 flags.DEFINE_bool('plot', True, 'draw the figures')
 flags.DEFINE_string('checkpoint', None, 'evaluate the weights in this .npz (best_weights.npz or final_weights.npz of a run with '
                     'the same flags) instead of training')
+flags.DEFINE_string('load', None, 'weights to begin training with, an .npz as for --checkpoint')
 
 for _name in ('cuda_device', 'clip', 'l1', 'n_delay', 'proportion_excitatory', 'rewiring_temperature', 'run_id', 'verbose'):
   flags.DEFINE_string(_name, None, 'published flag without effect')
@@ -233,7 +237,9 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
   else:
     optimizer = keras.optimizers.SGD(FLAGS.lr_init, momentum=FLAGS.momentum)
   optimizer.build(classifier.trainable())
-  update = tf.function(lambda batch, seed, noise: classifier.update(optimizer, batch, seed, noise))
+  if FLAGS.load:
+    restore(classifier, FLAGS.load)
+  update = tf.function(lambda batch, seed, *noise: classifier.update(optimizer, batch, seed, *noise))
 
   weights = classifier.variables()
   best = {f'best_{name}': tf.Variable(w) for name, w in weights.items()}
@@ -244,6 +250,7 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
 
   train_split = corpus.train
   per_epoch = -(-len(train_split.ids) // FLAGS.batch)
+  noise_start = max(FLAGS.noise_step_start, 1 + (FLAGS.noise_epoch_start - 1) * per_epoch)
   batches = {}
 
   def make(iteration):
@@ -251,14 +258,18 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     if epoch not in batches:
       batches.clear()
       batches[epoch] = epoch_batches(train_split.lengths, FLAGS.batch, rng('train', epoch))
-    return make_batch(train_split, batches[epoch][k], FLAGS.batch, bounds, n_phones, ctc)
+    batch = make_batch(train_split, batches[epoch][k], FLAGS.batch, bounds, n_phones, ctc)
+    if FLAGS.input_noise and iteration >= noise_start:
+      noise = FLAGS.input_noise * rng('input noise', iteration).standard_normal(batch.x.shape, dtype=batch.x.dtype)
+      batch = batch._replace(x=batch.x + noise)
+    return batch
 
   stream = experiment.prefetched(make, run.iteration + 1)
   for iteration in run.iterations(FLAGS.n_epochs * per_epoch, FLAGS.print_every if FLAGS.print_every > 0 else per_epoch):
     rate = learning_rate(iteration, per_epoch, ramp, decay_in_epochs)
     optimizer.learning_rate.assign(rate)
-    noise = FLAGS.gd_noise if iteration >= FLAGS.noise_step_start else 0.0
-    result = update(next(stream), tf.constant([FLAGS.seed, iteration]), noise)
+    noise = (FLAGS.gd_noise, FLAGS.w_noise) if iteration >= noise_start else (0.0, 0.0)
+    result = update(next(stream), tf.constant([FLAGS.seed, iteration]), *noise)
     mean_rate = np.mean(np.concatenate(result.rates))
     run.guard(iteration, float(result.loss), mean_rate)
     validation = {}
