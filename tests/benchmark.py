@@ -1,8 +1,8 @@
 """Speed and memory, as ratios between variants timed in turn in one run.
 
   python tests/benchmark.py              all, about 8 minutes on two cores; with --write, benchmark.json and a figure go to
-                                         Figure_3_and_S7_e-prop_tutorials/figures/, speech to Figure_2_TIMIT/figures/
-  python tests/benchmark.py iteration pattern start memory scaling speech      some of it
+                                         Figure_3_and_S7_e-prop_tutorials/figures/, speech and epoch to Figure_2_TIMIT/figures/
+  python tests/benchmark.py iteration pattern start memory scaling speech epoch      some of it
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """
@@ -22,7 +22,10 @@ FOLDER = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
 SPEECH_FOLDER = ROOT / 'Figure_2_TIMIT'
 sys.path.insert(0, str(FOLDER))
 EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_accumulation_with_alif', 'pattern_generation'))
-PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', 'speech')
+PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', 'speech', 'epoch')
+OF_SPEECH = ('speech', 'epoch')
+# Deciles of the lengths in frames of 128 utterances of TIMIT (NLTK's sample without its SA sentences).
+TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
 
 
 def make_iteration(rule, impl, n_batch=64, n_steps=None, n_rec=100):
@@ -152,8 +155,8 @@ def scaling():
   return rows
 
 
-def make_speech_iteration(network, rule, impl):
-  """A function that updates a network of figure 2 on 32 utterances of 551 frames of 123 features; framewise, 61 classes."""
+def make_speech_iteration(network, rule, impl, n_frames=551):
+  """A function that updates a network of figure 2 on 32 utterances of n_frames of 123 features; framewise, 61 classes."""
   sys.path.append(str(SPEECH_FOLDER))
   import experiment
   import keras
@@ -172,8 +175,8 @@ def make_speech_iteration(network, rule, impl):
   classifier = Classifier(Network([layer]), settings, 123, 61, rng)
   optimizer = keras.optimizers.Adam(0.01, epsilon=1e-5)
   optimizer.build(classifier.trainable())
-  batch = Batch(tf.constant(rng.standard_normal((551, 32, 123)), tf.float32), tf.fill([32], 551),
-                tf.constant(rng.integers(0, 61, (551, 32)), tf.int32), tf.zeros([32], tf.int32))
+  batch = Batch(tf.constant(rng.standard_normal((n_frames, 32, 123)), tf.float32), tf.fill([32], n_frames),
+                tf.constant(rng.integers(0, 61, (n_frames, 32)), tf.int32), tf.zeros([32], tf.int32))
   update = tf.function(lambda: classifier.update(optimizer, batch).loss)
   return lambda: float(update())
 
@@ -195,6 +198,36 @@ def speech():
         bptt_over_adjoint=seconds['bptt'] / seconds['adjoint'],
         peak_mb={name: run({name: variants[name]})['peak_memory_mb'] for name in ('adjoint', 'bptt')})
   return results
+
+
+def epoch_updates(n_utterances=3696, n_batch=32):
+  """Lengths to which an epoch of TIMIT's size is padded, and how many of its updates have each: dict, frames: updates."""
+  sys.path.append(str(SPEECH_FOLDER))
+  import types
+  import numpy as np
+  import training
+  lengths = np.interp(np.linspace(0, 10, n_utterances), range(11), TIMIT_LENGTHS).round().astype(int)
+  bounds = training.bucket_bounds([types.SimpleNamespace(lengths=lengths)])
+  batches = training.epoch_batches(lengths, n_batch, np.random.default_rng(0))
+  longest = np.array([lengths[batch].max() for batch in batches])
+  frames, updates = np.unique(bounds[np.searchsorted(bounds, longest)], return_counts=True)
+  return dict(zip(frames.tolist(), updates.tolist()))
+
+
+def child_epoch(network, rule):
+  """Median seconds of an update at each padded length, and their sum over an epoch."""
+  updates = epoch_updates()
+  seconds = time_in_turn({n: make_speech_iteration(network, rule, 'adjoint', n) for n in updates}, 3)
+  return dict(seconds_per_update=seconds, epoch_seconds=sum(updates[n] * seconds[n] for n in updates))
+
+
+def epoch():
+  """Figure 2: an epoch of TIMIT's size, from measured updates at the lengths to which its batches are padded."""
+  code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
+          'print(json.dumps(benchmark.child_epoch(%r, %r)))')
+  run = lambda *arguments: json.loads(subprocess.run([sys.executable, '-c', code % arguments], check=True, capture_output=True,
+                                                     text=True).stdout.splitlines()[-1])
+  return {f'{network}_{rule}': run(network, rule) for network in ('lsnn', 'lstm') for rule in ('eprop', 'bptt')}
 
 
 def draw_scaling(rows, path):
@@ -234,7 +267,7 @@ def main():
     print(name, json.dumps(results[name], indent=2), flush=True)
   if arguments.write:
     machine = {name: results.pop(name) for name in ('cores', 'load_at_start', 'python')}
-    of_speech = {'speech': results.pop('speech')} if 'speech' in results else {}
+    of_speech = {name: results.pop(name) for name in OF_SPEECH if name in results}
     for folder, numbers in ((FOLDER, results), (SPEECH_FOLDER, of_speech)):
       if numbers:
         path = folder / 'figures' / 'benchmark.json'

@@ -15,6 +15,7 @@ FOLDER = ROOT / 'Figure_2_TIMIT'
 sys.path.append(str(FOLDER))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
 import scores
+import test_timit_processing
 
 LSNN, LSTM, CTC = ('solve_timit_with_' + name for name in ('framewise_lsnn', 'framewise_lstm', 'ctc_in_tensorflow'))
 SMALL_LSNN = ['--n_regular=12', '--n_adaptive=8', '--n_repeat=2', '--batch=2', '--test_batch=2', '--plot=False']
@@ -94,11 +95,44 @@ def test_killed_and_resumed_is_as_uninterrupted(dataset, tmp_path):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def test_two_commands_from_timit_as_the_ldc_ships_it(tmp_path):
+  corpus = test_timit_processing.layout(tmp_path / 'timit', upper=True)
+  call('timit_processing', f'--data_path={corpus}', f'--result_dir={tmp_path}', '--skip_bad')
+  done = call(LSNN, '--smoke', '--eprop=symmetric', f'--result_dir={tmp_path}', '--run_name=a', '--plot=False')
+  summary = json.loads((tmp_path / LSNN / 'a' / 'summary.json').read_text())
+  assert done.stdout.startswith(summary['corpus']) and 'TIMIT' in summary['corpus'] and 'NLTK' not in summary['corpus']
+  assert 0 < summary['test_frame_error'] <= 1
+
+
+def test_noise_begins_with_its_epoch_and_leaves_the_weights(dataset, tmp_path):
+  flags = ['--model=lsnn', '--n_neuron=20', '--n_repeat=2', '--batch=2', '--plot=False', f'--dataset={dataset}', f'--result_dir={tmp_path}']
+  noise = ['--input_noise=0.3', '--w_noise=0.1', '--gd_noise=0.1']
+
+  def losses(name, *more):
+    call(CTC, *flags, f'--run_name={name}', *more)
+    with open(tmp_path / CTC / name / 'metrics.csv', newline='') as file:
+      return [float(row['train_loss']) for row in csv.DictReader(file)]
+
+  def weights(name):
+    with np.load(tmp_path / CTC / name / 'final_weights.npz') as arrays:
+      return dict(arrays)
+
+  quiet = losses('quiet', '--n_epochs=2')
+  noisy = losses('noisy', '--n_epochs=2', '--noise_epoch_start=2', *noise)
+  per_epoch = len(quiet) // 2
+  assert noisy[:per_epoch] == quiet[:per_epoch] and all(a != b for a, b in zip(noisy[per_epoch:], quiet[per_epoch:]))
+  # Begun with the weights of a run and a learning rate of 0, only the losses show the noise.
+  saved = f'--load={tmp_path}/{CTC}/quiet/final_weights.npz'
+  assert losses('begun', '--n_epochs=1', '--lr_init=0', saved) != losses('begun_noisy', '--n_epochs=1', '--lr_init=0', saved, *noise)
+  for name in ('begun', 'begun_noisy'):
+    assert all(np.array_equal(array, weights('quiet')[key]) for key, array in weights(name).items())
+
+
 @pytest.mark.parametrize('script, flags, words', [
     (LSNN, ['--dataset=nowhere'], 'three ways'), (LSNN, ['--n_regular=0', '--n_adaptive=0'], 'neurons'),
     (LSNN, ['--eprop_impl=hardcoded'], '--eprop'), (LSNN, ['--batch=0'], 'batch'), (LSTM, ['--eprop=magic'], 'symmetric'),
     (LSNN, ['--eprop=random', '--n_layer=2', '--noloss_from_all_layers'], 'all'),
-    (LSTM, ['--checkpoint=nowhere.npz'], 'nowhere.npz')], ids=str)
+    (LSTM, ['--checkpoint=nowhere.npz'], 'nowhere.npz'), (CTC, ['--optimizer=magic'], 'momentum')], ids=str)
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(dataset, tmp_path, script, flags, words):
   chosen = [] if any(flag.startswith('--dataset') for flag in flags) else [f'--dataset={dataset}']
   done = call(script, *flags, *chosen, f'--result_dir={tmp_path}', expect=2)
