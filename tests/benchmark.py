@@ -1,8 +1,8 @@
 """Speed and memory, as ratios between variants timed in turn in one run.
 
-  python tests/benchmark.py              all, about 8 minutes on two cores; with --write, benchmark.json and a figure go to
-                                         Figure_3_and_S7_e-prop_tutorials/figures/, speech and epoch to Figure_2_TIMIT/figures/
-  python tests/benchmark.py iteration pattern start memory scaling speech epoch      some of it
+  python tests/benchmark.py              all, about 12 minutes on two cores; with --write, the numbers go to figures/benchmark.json
+                                         of the Figure 3 folder, those of speech to that of the Figure 2 folder
+  python tests/benchmark.py iteration pattern start memory scaling speech speech_start epoch      some of it
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """
@@ -22,8 +22,8 @@ FOLDER = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
 SPEECH_FOLDER = ROOT / 'Figure_2_TIMIT'
 sys.path.insert(0, str(FOLDER))
 EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_accumulation_with_alif', 'pattern_generation'))
-PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', 'speech', 'epoch')
-OF_SPEECH = ('speech', 'epoch')
+PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', 'speech', 'speech_start', 'epoch')
+OF_SPEECH = ('speech', 'speech_start', 'epoch')
 # Deciles of the lengths in frames of 128 utterances of TIMIT (NLTK's sample without its SA sentences).
 TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
 
@@ -106,19 +106,22 @@ def pattern():
   return dict(process_seconds=run['seconds'], training_seconds=run['wall_time_s'], compile_included=True)
 
 
+def first_update(command):
+  """Seconds from the start of a script to the line it prints after its first update."""
+  with tempfile.TemporaryDirectory() as folder:
+    begin = time.perf_counter()
+    process = subprocess.Popen([*command, '--print_every=1', '--run_name=a', f'--result_dir={folder}'], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)
+    seconds = next(time.perf_counter() - begin for line in process.stdout if line.startswith('iteration 1/'))
+    process.kill()
+    process.communicate()
+  return seconds
+
+
 def start():
   """Start of the process to the end of the first update, imports and compilation included."""
-  seconds = {}
-  for rule, flags in (('eprop', ['--eprop']), ('bptt', [])):
-    command = [sys.executable, '-u', EVIDENCE, '--n_iter=2', '--print_every=1', '--do_plot=False', '--run_name=a', *flags]
-    with tempfile.TemporaryDirectory() as folder:
-      begin = time.perf_counter()
-      process = subprocess.Popen([*command, f'--result_dir={folder}'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-      for line in process.stdout:
-        if line.startswith('iteration 1/'):
-          seconds[rule] = time.perf_counter() - begin
-          break
-      process.communicate()
+  command = [sys.executable, '-u', EVIDENCE, '--n_iter=2', '--do_plot=False']
+  seconds = dict(eprop=first_update([*command, '--eprop']), bptt=first_update(command))
   return dict(seconds_to_first_update=seconds)
 
 
@@ -198,6 +201,21 @@ def speech():
         bptt_over_adjoint=seconds['bptt'] / seconds['adjoint'],
         peak_mb={name: run({name: variants[name]})['peak_memory_mb'] for name in ('adjoint', 'bptt')})
   return results
+
+
+def speech_start():
+  """Figure 2: start of each script, published sizes, to the end of the first update, on a small synthetic corpus."""
+  script = lambda name: [sys.executable, '-u', str(SPEECH_FOLDER / f'{name}.py')]
+  seconds = {}
+  with tempfile.TemporaryDirectory() as folder:
+    subprocess.run([*script('timit_processing'), f'--result_dir={folder}', '--n_train=64', '--n_dev=8', '--n_test=8'],
+                   check=True, capture_output=True)
+    for name, flags in (('framewise_lsnn', []), ('framewise_lstm', []), ('ctc_in_tensorflow', ['--model=lstm']),
+                        ('ctc_in_tensorflow', ['--model=lsnn'])):
+      for rule, of_rule in (('eprop', ['--eprop=symmetric']), ('bptt', [])):
+        command = [*script(f'solve_timit_with_{name}'), f'--dataset={folder}/timit_processed/espeak_fbank', *flags, *of_rule]
+        seconds[' '.join([name, *flags, rule])] = first_update(command)
+  return dict(seconds_to_first_update=seconds)
 
 
 def epoch_updates(n_utterances=3696, n_batch=32):
