@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import csv
 import ctypes
+import itertools
 import json
 import os
 import platform
@@ -287,14 +288,17 @@ class Run:
     """Whether `stop` was called, in this process or before the run was resumed."""
     return bool(self._stopped)
 
-  def iterations(self, n_iter, print_every=10):
-    """Yields iteration numbers from the one after the last checkpoint's to n_iter, with progress and checkpoints."""
+  def iterations(self, n_iter=None, print_every=10):
+    """Yields iteration numbers from the one after the last checkpoint's to n_iter, with progress and checkpoints.
+
+    Without n_iter it goes on until `stop`.
+    """
     n_done = self.iteration
     start, before = time.time(), float(self._seconds)
     saved = start
     on_terminal = sys.stderr.isatty()
     bar = tqdm.tqdm(total=n_iter, initial=n_done, unit='it', disable=not on_terminal, dynamic_ncols=True)
-    for iteration in range(n_done + 1, n_iter + 1):
+    for iteration in itertools.count(n_done + 1) if n_iter is None else range(n_done + 1, n_iter + 1):
       if self.stopped:
         break
       yield iteration
@@ -306,8 +310,10 @@ class Run:
         bar.set_postfix_str(text)
         if not on_terminal:
           rate = (iteration - n_done) / (time.time() - start)
-          eta = tqdm.tqdm.format_interval((n_iter - iteration) / rate)
-          print(f'iteration {iteration}/{n_iter}  {text}  {rate:.3g} it/s  ETA {eta}', flush=True)
+          of, eta = '', ''
+          if n_iter is not None:
+            of, eta = f'/{n_iter}', f'  ETA {tqdm.tqdm.format_interval((n_iter - iteration) / rate)}'
+          print(f'iteration {iteration}{of}  {text}  {rate:.3g} it/s{eta}', flush=True)
       if time.time() - saved >= FLAGS.checkpoint_seconds:
         self.checkpoint()
         saved = time.time()
