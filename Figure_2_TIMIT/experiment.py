@@ -122,12 +122,17 @@ def _fail(error, code=2):
   sys.exit(code)
 
 
+def preset(**values):
+  """Gives flags these values unless the command line set them."""
+  for name, value in values.items():
+    if not FLAGS[name].present:
+      FLAGS[name].value = value
+
+
 def apply_smoke(**values):
   """With --smoke, gives flags these values unless the command line set them."""
   if FLAGS.smoke:
-    for name, value in values.items():
-      if not FLAGS[name].present:
-        FLAGS[name].value = value
+    preset(**values)
 
 
 def device():
