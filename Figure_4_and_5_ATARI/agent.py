@@ -1,0 +1,198 @@
+"""The agent of figures 4 and 5: two spiking convolutional layers, an LSNN, and heads for policy and value.
+
+Notation as in lsnn.py and spiking_cnn.py, and
+
+  n, t, S   agent step (one frame, one action); network step, of which each frame takes S: t(n) = S n + S - 1 is n's last
+  A         actions; the heads' K = A + 1 outputs are the logits of the policy and the value
+  y         outputs of the heads, y[t] = kappa y[t-1] + (1 - kappa) (x[t] @ w + b), read at t(n)
+
+x are the spikes of the LSNN and the averages of the convolutional layers' pools. As the filter is linear and read once per
+frame, the S steps of a frame are weighted first, by (1 - kappa) kappa^(S-1-s), and pass pools and heads once: these are the
+`features` of a frame. Gradient and simulation are apart: `act` records what the gradient of reward_based_eprop.py needs.
+"""
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+import lsnn
+from spiking_cnn import ConvLIF
+
+
+class Weights(NamedTuple):
+  """Trainable arrays, or the gradients of the loss with respect to them."""
+  conv1: tf.Tensor     # [k, k, 1, F1]
+  bias1: tf.Tensor     # [F1]
+  conv2: tf.Tensor     # [k, k, F1, F2]
+  bias2: tf.Tensor     # [F2]
+  w_in: tf.Tensor      # [I, N], I = H2 W2 F2
+  w_rec: tf.Tensor     # [N, N]
+  w_policy: tf.Tensor  # [n_features, A]
+  b_policy: tf.Tensor  # [A]
+  w_value: tf.Tensor   # [n_features, 1]
+  b_value: tf.Tensor   # [1]
+
+
+class State(NamedTuple):
+  """State of B agents after a network step."""
+  v1: tf.Tensor    # [B, H1, W1, F1]
+  v2: tf.Tensor    # [B, H2, W2, F2]
+  rnn: lsnn.State  # each [B, N]
+  y: tf.Tensor     # [B, A + 1]
+
+
+class Record(NamedTuple):
+  """What one agent step leaves behind for learning."""
+  frame: tf.Tensor     # uint8 [B, H, W]
+  reset: tf.Tensor     # [B] 1 where an episode begins with this frame
+  h1: tf.Tensor        # [S, B, H1, W1, F1]
+  h2: tf.Tensor        # [S, B, H2, W2, F2]
+  h: tf.Tensor         # [S, B, N]
+  v: tf.Tensor         # [S, B, N]
+  a: tf.Tensor         # [S, B, N]
+  z_before: tf.Tensor  # [B, N] the LSNN's spikes one step before, 0 where an episode begins
+  features: tf.Tensor  # [B, n_features]
+  logits: tf.Tensor    # [B, A]
+  value: tf.Tensor     # [B]
+
+
+def heads(weights):
+  """Both heads side by side: weights [n_features, A + 1] and bias [A + 1]."""
+  return tf.concat([weights.w_policy, weights.w_value], 1), tf.concat([weights.b_policy, weights.b_value], 0)
+
+
+def truncated_normal(rng, shape):
+  """Normal numbers, drawn anew where farther than two standard deviations from 0; float64 array."""
+  x = rng.standard_normal(shape)
+  while np.any(far := np.abs(x) > 2):
+    x[far] = rng.standard_normal(far.sum())
+  return x
+
+
+class Agent:
+  """Network of the agent; its weights are arguments of its functions.
+
+  Args:
+    n_actions: number of actions A.
+    conv1, conv2: ConvLIF, the second on top of the first.
+    cell: lsnn.ALIF.
+    n_repeat: network steps S per frame.
+    tau_readout: time constant of the heads in network steps.
+  """
+
+  def __init__(self, n_actions, conv1, conv2, cell, n_repeat=5, tau_readout=2.0):
+    if conv2.size_in != conv1.size or n_repeat < 1 or n_actions < 1:
+      raise ValueError(f'need a second layer for {conv1.size}, n_repeat >= 1 and n_actions >= 1; '
+                       f'got {conv2.size_in}, {n_repeat}, {n_actions}')
+    if np.any(cell.current_gain != 1):
+      raise ValueError('the gradients here know no scaled input currents: the cell needs scale_input=False')
+    self.n_actions, self.conv1, self.conv2, self.cell, self.n_repeat = n_actions, conv1, conv2, cell, n_repeat
+    self.dtype = tf.as_dtype(cell.compute_dtype)
+    self.kappa = float(lsnn.exp_decay(tau_readout))
+    self.kappa_frame = self.kappa ** n_repeat                                                      # decay per frame
+    self.step_weights = tuple((1 - self.kappa) * self.kappa ** (n_repeat - 1 - s) for s in range(n_repeat))
+    self.feature_sizes = [cell.units, conv1.n_features, conv2.n_features]
+    self.n_features = sum(self.feature_sizes)
+    self._lsnn = tf.function(self._lsnn_steps, jit_compile=True)
+
+  def initial_weights(self, rng):
+    """Weights of arrays: LSNN N(0, 1) / sqrt(fan-in) without autapses; otherwise truncated normal with a standard
+    deviation, before truncation, of 1 / sqrt(fan-in), and biases 0. rng: numpy Generator."""
+    n, n_in, dtype = self.cell.units, self.conv2.units, self.dtype.as_numpy_dtype
+    convolution = lambda layer: truncated_normal(rng, layer.filter_shape) / np.sqrt(np.prod(layer.filter_shape[:-1]))
+    head = lambda k: truncated_normal(rng, (self.n_features, k)) / np.sqrt(self.n_features)
+    w_in, w_rec = (rng.standard_normal((pre, n)) / np.sqrt(pre) for pre in (n_in, n))
+    np.fill_diagonal(w_rec, 0)
+    weights = Weights(convolution(self.conv1), np.zeros(self.conv1.filters), convolution(self.conv2),
+                      np.zeros(self.conv2.filters), w_in, w_rec, head(self.n_actions), np.zeros(self.n_actions), head(1),
+                      np.zeros(1))
+    return Weights(*(w.astype(dtype) for w in weights))
+
+  def initial_state(self, n_batch):
+    """State of n_batch agents at rest."""
+    zeros = lambda *shape: tf.zeros([n_batch, *shape], self.dtype)
+    return State(zeros(*self.conv1.size), zeros(*self.conv2.size), lsnn.State(*self.cell.get_initial_state(n_batch)),
+                 zeros(self.n_actions + 1))
+
+  def _lsnn_steps(self, currents, w_rec, rnn, stop_gradients):
+    w_rec = lsnn.without_autapses(w_rec)
+    steps = []
+    for s in range(self.n_repeat):
+      z = tf.stop_gradient(rnn.z) if stop_gradients else rnn.z
+      h, rnn = self.cell.step(currents[s] + z @ w_rec, z, rnn)
+      steps.append((h, rnn.v, rnn.a, rnn.z))
+    *records, zs = zip(*steps)
+    return *map(tf.stack, records), tf.add_n([w * z for w, z in zip(self.step_weights, zs)]), rnn  # h, v, a [S, B, N]
+
+  def act(self, weights, state, frame, reset, stop_gradients=False, feedback=None):
+    """One agent step. Differentiable; meant to be called inside a tf.function, without XLA: the parts it helps use it.
+
+    Args:
+      weights: Weights.
+      state: State after the frame before.
+      frame: grey values 0-255, uint8 [B, H, W].
+      reset: [B], 1 where an episode begins with this frame: the whole state is zeroed before the first of its S steps.
+      stop_gradients: let no gradient pass from layer to layer nor from the LSNN's spikes to other neurons and their
+        reset, so that autodiff gives e-prop.
+      feedback: [n_features, A + 1] through which gradients reach the features instead of the heads' weights (eq. 4).
+
+    Returns:
+      logits [B, A], value [B], State, Record.
+    """
+    n_batch, n_repeat = frame.shape[0], self.n_repeat
+    network = tf.stop_gradient if stop_gradients else tf.identity
+    flat = lambda z: tf.reshape(z, [n_repeat * n_batch, *z.shape[2:]])
+    in_steps = lambda x: tf.reshape(x, [n_repeat, n_batch, *x.shape[1:]])
+    weights, reset = Weights(*map(tf.convert_to_tensor, weights)), tf.cast(reset, self.dtype)
+    v1, v2, rnn, y = lsnn.cut(state, reset)
+    z_before = rnn.z
+
+    image = tf.cast(frame, self.dtype)[..., None] / 255
+    current = self.conv1.current(image, weights.conv1, weights.bias1)          # the same at all steps of the frame
+    h1, z1, seen1, v1 = self.conv1.run(v1, current, self.step_weights)         # h, z [S, B, H1, W1, F1]
+    current = in_steps(self.conv2.current(flat(network(z1)), weights.conv2, weights.bias2))
+    h2, z2, seen2, v2 = self.conv2.run(v2, current, self.step_weights)         # h, z [S, B, H2, W2, F2]
+    current = in_steps(tf.reshape(network(z2), [n_repeat * n_batch, -1]) @ weights.w_in)
+    h, v, a, seen, rnn = self._lsnn(current, weights.w_rec, rnn, stop_gradients)
+    features = tf.concat([seen, self.conv1.pool(seen1), self.conv2.pool(seen2)], 1)
+    w, b = heads(weights)
+    if feedback is None:
+      out = features @ w
+    else:  # the same numbers, with a gradient that reaches the features through the feedback alone
+      broadcast = features @ feedback
+      out = tf.stop_gradient(features) @ w + broadcast - tf.stop_gradient(broadcast)
+    y = self.kappa_frame * y + out + (1 - self.kappa_frame) * b
+    logits, value = y[:, :-1], y[:, -1]
+    record = Record(frame, reset, h1, h2, h, v, a, z_before, features, logits, value)
+    return logits, value, State(v1, v2, rnn, y), record
+
+  def unroll(self, weights, state, frames, resets, stop_gradients=False, feedback=None):
+    """Agent steps one after the other, on frames that are known beforehand. Differentiable; not to be compiled with XLA.
+
+    Args:
+      frames, resets: [n, B, H, W] and [n, B].
+      Otherwise as `act`.
+
+    Returns:
+      State after the last step, and Record of all steps, [n, ...].
+    """
+    n_steps = frames.shape[0]
+    stored = [name for name in Record._fields if name != 'frame']
+
+    def body(n, state, arrays):
+      _, _, state, record = self.act(weights, state, frames[n], resets[n], stop_gradients, feedback)
+      return n + 1, state, [array.write(n, getattr(record, name)) for name, array in zip(stored, arrays)]
+
+    arrays = [tf.TensorArray(self.dtype, n_steps) for _ in stored]
+    _, state, arrays = tf.while_loop(lambda n, *_: n < n_steps, body, (0, state, arrays))
+    return state, Record(frames, *(array.stack() for array in arrays))
+
+
+def published_agent(n_actions=3, height=84, width=84, n_rec=400, fraction_adaptive=0.4, dtype='float32'):
+  """The agent of the published runs."""
+  conv1 = ConvLIF((height, width, 1), filters=16, kernel=8, stride=4, pool=8, pool_stride=4)
+  conv2 = ConvLIF(conv1.size, filters=8, kernel=4, stride=1, pool=4, pool_stride=2)
+  n_regular = int(n_rec * (1 - fraction_adaptive))
+  beta = np.where(np.arange(n_rec) < n_regular, 0, 0.1)
+  cell = lsnn.ALIF(n_rec, thr=1.0, tau=15.0, tau_adaptation=70.0, beta=beta, n_refractory=5, dtype=dtype)
+  return Agent(n_actions, conv1, conv2, cell)

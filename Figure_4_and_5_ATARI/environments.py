@@ -1,0 +1,350 @@
+"""The games of figures 4 and 5, many at a time: Atari games, Catch, and Catch with a delay.
+
+Notation: B games are played side by side. A frame is what the agent sees: 84 x 84 grey pixels, once per agent step. An agent
+step lasts `frame_skip` emulator frames, of which it sees the last.
+
+`Environment` plays on any gymnasium.vector.VectorEnv of frames and discrete actions whose reset takes a mask (of those with
+autoreset: NEXT_STEP, which never gets its turn). Everything random depends on the seeds of `make` and `reset` only.
+"""
+import math
+from typing import NamedTuple
+
+import ale_py
+from ale_py import ALEInterface, roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+import numpy as np
+
+import catch
+from experiment import UserError
+
+SIZE = 84  # edge of a frame [pixels]
+FIRE = 1   # the emulator's code of that action
+# The emulator's codes of the actions that matter; in other games the game's minimal set.
+ACTION_CODES = {
+    'pong': (0, 3, 4),                     # stay, up, down: the joystick's right moves the paddle up
+    'fishing_derby': (0, 1, 2, 3, 4, 5),   # the line along each axis, and the button, which reels a fish in faster
+}
+ACTION_NAMES = {'pong': ('STAY', 'UP', 'DOWN')}
+CATCH_VISIBLE = {'catch': None, 'catch_cue_delay': catch.N_VISIBLE}
+NO_LIMIT = 2 ** 31 - 2  # of the emulator's own count of frames
+
+
+class Settings(NamedTuple):
+  """How the games are played; the defaults are the published program's. Catch uses those of the episode length only.
+
+  Attributes:
+    frame_skip: emulator frames per agent step.
+    repeat_action_probability: in each emulator frame, that the last frame's action acts again ("sticky actions").
+    noop_max: most frames without action at the beginning of a game; their number is uniform from 0.
+    maxpool: show the maximum of the last two emulator frames instead of the last.
+    fire_reset: press the button at the beginning of a game.
+    threaded: ale_py's vector environment, with threads of its own. `Environment.reset` costs it a tenth of a second per game:
+      on two cores it is faster if some 300 agent steps or more follow. It has no colour screens.
+    n_threads: how many threads, if threaded.
+    max_episode_len: agent steps after which a game is stopped.
+    max_episode_len_jitter: how far that varies, uniformly, from game to game.
+    increase_episode_len_every: emulator frames between two increases of max_episode_len.
+    increase_episode_len_by: how much its cubic root grows in each.
+  """
+  frame_skip: int = 4
+  repeat_action_probability: float = 0.25
+  noop_max: int = 29
+  maxpool: bool = False
+  fire_reset: bool = False
+  threaded: bool = False
+  n_threads: int = 1
+  max_episode_len: int = 200
+  max_episode_len_jitter: int = 25
+  increase_episode_len_every: float = 7e7
+  increase_episode_len_by: float = 1.0
+
+  def check(self):
+    """Raises UserError where a value makes no sense."""
+    for name, least in (('frame_skip', 1), ('noop_max', 0), ('n_threads', 1), ('max_episode_len', 1),
+                        ('max_episode_len_jitter', 0), ('increase_episode_len_by', 0)):
+      if getattr(self, name) < least:
+        raise UserError(f'{name} must be at least {least}, not {getattr(self, name)}')
+    if not 0 <= self.repeat_action_probability <= 1:
+      raise UserError(f'repeat_action_probability must be between 0 and 1, not {self.repeat_action_probability}')
+    if not self.increase_episode_len_every > 0:
+      raise UserError(f'increase_episode_len_every must be above 0, not {self.increase_episode_len_every}')
+
+
+def cubic_schedule(n_frames, max_episode_len=200, every=7e7, by=1.0):
+  """Limit of episode lengths after some training: every so many frames, L <- (L^(1/3) + by)^3.
+
+  Args:
+    n_frames: emulator frames played so far.
+    max_episode_len: L at the beginning [agent steps].
+    every: emulator frames between two increases.
+    by: what each adds to the cubic root.
+
+  Returns:
+    L, rounded to an int.
+  """
+  return round((max_episode_len ** (1 / 3) + by * (n_frames // every)) ** 3)
+
+
+def atari_games():
+  """Names of the games that come with ale_py and have a single-player mode."""
+  return [name for name in sorted(roms.get_all_rom_ids()) if ALEInterface.isSupportedROM(roms.get_rom_path(name))]
+
+
+def make(level_name, n_envs, seed=0, settings=Settings()):
+  """Games for B agents.
+
+  Args:
+    level_name: 'atari/NAME' as in `atari_games`, 'catch' or 'catch_cue_delay'.
+    n_envs: B.
+    seed: of everything random, beside the one that `Environment.reset` is given.
+    settings: Settings.
+
+  Returns:
+    Environment, to be reset before its first step.
+
+  Raises:
+    UserError: no such game, or values that make no sense.
+  """
+  settings.check()
+  if n_envs < 1:
+    raise UserError(f'at least one environment is needed, not {n_envs}')
+  if level_name in CATCH_VISIBLE:
+    games, names = catch.Catch(n_envs, CATCH_VISIBLE[level_name]), catch.ACTION_MEANINGS
+    return Environment(games, range(len(names)), names, seed, settings)
+  kind, _, name = level_name.partition('/')
+  if kind != 'atari' or name not in atari_games():
+    raise UserError(f'no game {level_name!r}; there are {", ".join(CATCH_VISIBLE)}, and as atari/NAME: '
+                    f'{", ".join(atari_games())}')
+  codes = action_codes(name)
+  names = ACTION_NAMES.get(name, [ale_py.Action(code).name for code in codes])
+  if not settings.threaded:
+    return Environment(Emulators(name, n_envs, settings), codes, names, seed, settings)
+  games = AtariVectorEnv(
+      name, n_envs, num_threads=settings.n_threads, stack_num=1, grayscale=True, img_height=SIZE, img_width=SIZE,
+      frameskip=settings.frame_skip, maxpool=settings.maxpool, noop_max=settings.noop_max + 1,  # one more than it ever takes
+      use_fire_reset=settings.fire_reset, episodic_life=False, reward_clipping=False, full_action_space=True,
+      repeat_action_probability=settings.repeat_action_probability, max_num_frames_per_episode=NO_LIMIT,
+      autoreset_mode=AutoresetMode.NEXT_STEP)
+  return Environment(games, codes, names, seed, settings)
+
+
+class Environment:
+  """B games that begin anew when they end, and end at a limit of their length.
+
+  After a step in which a game ended its frame is the FIRST one of the next game; the last one is not shown.
+
+  Args:
+    games: gymnasium.vector.VectorEnv.
+    codes: int [A], its code of each action.
+    action_meanings: A names.
+    seed: of everything random.
+    settings: Settings.
+
+  Attributes:
+    n_envs, n_actions: B, A.
+    action_meanings: A names.
+    max_episode_len: the limit that is now in force [agent steps].
+  """
+
+  def __init__(self, games, codes, action_meanings, seed, settings):
+    self.n_envs, self.n_actions, self.action_meanings = games.num_envs, len(codes), tuple(action_meanings)
+    self.games = games
+    self._codes, self._seed, self._settings = np.asarray(codes), seed, settings
+    self.max_episode_len = settings.max_episode_len
+
+  def set_max_episode_len(self, length):
+    """Sets the limit of games that begin from now on [agent steps]."""
+    self.max_episode_len = max(1, int(length))
+
+  def follow_schedule(self, n_frames):
+    """Sets the limit to what `cubic_schedule` gives with the settings after n_frames emulator frames."""
+    settings = self._settings
+    self.set_max_episode_len(cubic_schedule(n_frames, settings.max_episode_len, settings.increase_episode_len_every,
+                                            settings.increase_episode_len_by))
+
+  def reset(self, seed=0):
+    """Begins all games; the same seed (of an update, say) gives the same games, whatever was played before.
+
+    Returns:
+      Frames, uint8 [B, 84, 84].
+    """
+    self._rng = np.random.default_rng([self._seed, seed])
+    frames, _ = self.games.reset(seed=int(self._rng.integers(2 ** 30)))
+    self._steps = np.zeros(self.n_envs, int)
+    self._limits = self._draw_limits(self.n_envs)
+    self._frames = frames.reshape(self.n_envs, SIZE, SIZE)
+    return self._frames
+
+  def step(self, actions):
+    """One agent step of all games.
+
+    Args:
+      actions: int [B], from 0 to A - 1.
+
+    Returns:
+      Frames, uint8 [B, 84, 84]; true rewards, float32 [B]; terminated, bool [B]; truncated at the limit, bool [B].
+    """
+    frames, reward, terminated, truncated, _ = self.games.step(self._codes[np.asarray(actions)])
+    self._steps += 1
+    truncated = (truncated | (self._steps >= self._limits)) & ~terminated
+    done = terminated | truncated
+    if done.any():
+      first, _ = self.games.reset(options={'reset_mask': done})
+      frames = np.where(done.reshape(-1, *[1] * (frames.ndim - 1)), first, frames)
+      self._steps[done] = 0
+      self._limits[done] = self._draw_limits(done.sum())
+    self._frames = frames.reshape(self.n_envs, SIZE, SIZE)
+    return self._frames, reward.astype(np.float32), terminated, truncated
+
+  def screen(self):
+    """What a spectator of the first game sees: the emulator's colours, uint8 [210, 160, 3], or else the frame thrice."""
+    if isinstance(self.games, Emulators):
+      return self.games.emulators[0].screen()
+    return np.repeat(self._frames[0][:, :, None], 3, 2)
+
+  def _draw_limits(self, n):
+    jitter = self._settings.max_episode_len_jitter
+    return self._rng.integers(max(1, self.max_episode_len - jitter), self.max_episode_len + jitter + 1, n)
+
+
+def action_codes(name):
+  """The emulator's codes of the actions of an Atari game; int, A of them."""
+  if name in ACTION_CODES:
+    return ACTION_CODES[name]
+  return tuple(int(action.value) for action in Emulator(name, Settings()).ale.getMinimalActionSet())
+
+
+class Emulator:
+  """One Atari game whose chance is drawn from NumPy.
+
+  The emulator's own generator can be seeded only by loading the game anew, which takes a tenth of a second. So the sticky
+  actions and the beginnings are drawn here; a seed also takes the emulator back to its state after loading.
+
+  Args:
+    name: of the game.
+    settings: Settings.
+  """
+
+  def __init__(self, name, settings):
+    ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    self.ale = ALEInterface()
+    self.ale.setFloat('repeat_action_probability', 0.0)
+    self.ale.setInt('random_seed', 0)
+    self.ale.loadROM(roms.get_rom_path(name))
+    self._start = self.ale.cloneState(include_rng=True)
+    self._settings = settings
+    self._actions = [ale_py.Action(code) for code in range(18)]
+    height, width = self.ale.getScreenDims()
+    self.grey = np.zeros((2, height, width), np.uint8)  # the last frame, and the one before if they are pooled
+
+  def begin(self, seed=None):
+    """Begins a game; a seed (int or ints) determines this one and those that follow."""
+    if seed is not None:
+      self._rng = np.random.default_rng(seed)
+      self.ale.restoreState(self._start)  # some games (Fishing Derby) begin differently after what was played before
+    self.ale.reset_game()
+    self._last = 0
+    self._play([FIRE] * self._settings.fire_reset + [0] * self._rng.integers(self._settings.noop_max + 1))
+    if self.ale.game_over():
+      self.ale.reset_game()
+    self.ale.getScreenGrayscale(self.grey[0])
+
+  def step(self, code):
+    """One agent step. Returns its reward and whether the game is over."""
+    skip, pool = self._settings.frame_skip, self._settings.maxpool
+    reward = self._play([code] * (skip - 1 if pool else skip))
+    if pool:
+      self.ale.getScreenGrayscale(self.grey[1])
+      reward += self._play([code])
+    self.ale.getScreenGrayscale(self.grey[0])
+    if pool:
+      np.maximum(*self.grey, out=self.grey[0])
+    return reward, self.ale.game_over()
+
+  def screen(self):
+    """The colour screen, uint8 [210, 160, 3] (some games are higher)."""
+    return self.ale.getScreenRGB()
+
+  def _play(self, codes):
+    """Emulator frames with these actions, up to the end of the game; returns the reward."""
+    reward = 0
+    sticky = self._rng.random(len(codes)) < self._settings.repeat_action_probability
+    for code, repeat in zip(codes, sticky.tolist()):
+      if self.ale.game_over():
+        break
+      if not repeat:
+        self._last = code
+      reward += self.ale.act(self._actions[self._last])
+    return reward
+
+
+class Emulators(VectorEnv):
+  """B Emulators as a vector environment that does not reset itself; its actions are the emulator's 18 codes.
+
+  Args:
+    name: of the game.
+    num_envs: B.
+    settings: Settings.
+  """
+  metadata = {'autoreset_mode': AutoresetMode.DISABLED}
+
+  def __init__(self, name, num_envs, settings):
+    self.num_envs = num_envs
+    self.emulators = [Emulator(name, settings) for _ in range(num_envs)]
+    self.single_observation_space = Box(0, 255, (1, SIZE, SIZE), np.uint8)
+    self.single_action_space = Discrete(18)
+    self.observation_space = batch_space(self.single_observation_space, num_envs)
+    self.action_space = batch_space(self.single_action_space, num_envs)
+
+  def reset(self, *, seed=None, options=None):
+    """Begins games: all, or those of options['reset_mask']; game b has the seed (seed, b).
+
+    Returns:
+      Frames, uint8 [B, 1, 84, 84], of all games; an empty dict.
+    """
+    mask = (options or {}).get('reset_mask', np.ones(self.num_envs, bool))
+    for b in np.flatnonzero(mask):
+      self.emulators[b].begin(None if seed is None else [seed, b])
+    return self._frames(), {}
+
+  def step(self, actions):
+    """One agent step of all games; actions: int [B].
+
+    Returns:
+      Frames, uint8 [B, 1, 84, 84]; rewards, float32 [B]; terminated, bool [B]; truncated, bool [B]; an empty dict.
+    """
+    reward, over = zip(*(emulator.step(code) for emulator, code in zip(self.emulators, np.asarray(actions).tolist())))
+    return self._frames(), np.array(reward, np.float32), np.array(over), np.zeros(self.num_envs, bool), {}
+
+  def _frames(self):
+    return area_resize(np.stack([emulator.grey[0] for emulator in self.emulators]))[:, None]
+
+
+def area_resize(images, size=SIZE):
+  """Each pixel of the result is the mean of the area it covers (OpenCV's INTER_AREA).
+
+  Args:
+    images: uint8 [B, height, width].
+    size: edge of the results.
+
+  Returns:
+    uint8 [B, size, size].
+  """
+  height, width = images.shape[1:]
+  across, down = _area_weights(width, size), _area_weights(height, size)
+  x = images.reshape(-1, len(across)).astype(np.float32) @ across
+  x = down.T @ x.reshape(len(images), -1, len(down), size)  # [B, groups of rows, rows of the result, size]
+  return np.rint(x).astype(np.uint8).reshape(-1, size, size)
+
+
+def _area_weights(n_in, n_out):
+  """Weights [in, out] by which each of gcd(n_in, n_out) groups of pixels becomes pixels of another size."""
+  n_groups = math.gcd(n_in, n_out)
+  n_in, n_out = n_in // n_groups, n_out // n_groups
+  left = np.arange(n_in)[:, None]  # a pixel covers [left, left + 1), one of the result what lies between two edges
+  edges = np.arange(n_out + 1) * (n_in / n_out)
+  overlap = np.minimum(left + 1, edges[1:]) - np.maximum(left, edges[:-1])
+  return (np.maximum(overlap, 0) * (n_out / n_in)).astype(np.float32)

@@ -1,0 +1,191 @@
+"""Reward-based e-prop as an online learner forms it: traces per synapse and TD errors, eqs. (5), (36), (37).
+
+Notation as in actor_critic.py, and
+
+  e, e_bar   eligibility trace of a synapse, and the same behind the heads' filter
+  G          F_g(L e_bar), per synapse and trial: G[n] = g (1 - done[n-1]) G[n-1] + L[n] e_bar[t(n)]
+  P          places of a convolutional layer, H W; its filter's C k k weights and its bias make Q rows, as in ConvLIF.patches
+
+  dE/dW = sum_n delta[n] G[n]                                                                                         (36)
+
+All state of the rule is in `Traces`. Carried from window to window at fixed weights they give the gradient of one long
+window; started at 0 in each window, exactly that of `adjoint`. Memory O(B (I + N) N + B P Q F), independent of N. Costs of
+rates and of convolutional voltages depend on means over the window: the sums they multiply are carried and put together at
+its end.
+"""
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from actor_critic import all_losses, learning_signals, lsnn_voltage, observe, rate_signal, voltage_factors
+from agent import Weights, heads
+from eprop import initial_eps, trace_step
+from lsnn import cut, spike, without_autapses
+from reward_based_eprop import Result
+from spiking_cnn import relu_below
+
+
+class LSNNTraces(NamedTuple):
+  """Traces of the rows of w_in and, below them, w_rec."""
+  eps_v: tf.Tensor  # [B, I + N, 1]
+  eps_a: tf.Tensor  # [B, I + N, N] of the step to come
+  e_bar: tf.Tensor  # [B, I + N, N]
+  G: tf.Tensor      # [B, I + N, N]
+
+
+class ConvTraces(NamedTuple):
+  """Traces of a convolutional layer."""
+  eps_v: tf.Tensor  # [B, P, Q, F] dv/dw
+  leak: tf.Tensor   # [B, P, F] dv[t]/dv[t-1] of the step to come: decay - thr psi
+  e_bar: tf.Tensor  # [B, P, Q, F]
+  G: tf.Tensor      # [B, Q, F] summed over the places that share a weight
+
+
+class HeadTraces(NamedTuple):
+  """Traces of the heads, bias last."""
+  x_bar: tf.Tensor  # [B, n_features + 1] what a head's filter makes of its inputs
+  G: tf.Tensor      # [B, n_features + 1, A + 1]
+
+
+class Traces(NamedTuple):
+  """State of the learning rule after an agent step."""
+  conv1: ConvTraces
+  conv2: ConvTraces
+  rnn: LSNNTraces
+  heads: HeadTraces
+
+
+def initial_traces(agent, n_batch):
+  """Traces of n_batch agents that know of no past."""
+  zeros = lambda *shape: tf.zeros([n_batch, *shape], agent.dtype)
+  n_pre, n = agent.conv2.units + agent.cell.units, agent.cell.units
+
+  def of_convolution(layer):
+    places, n_weights = layer.size[0] * layer.size[1], layer.kernel ** 2 * layer.size_in[2] + 1
+    synapses = zeros(places, n_weights, layer.filters)
+    return ConvTraces(synapses, zeros(places, layer.filters), synapses, zeros(n_weights, layer.filters))
+
+  n_heads = agent.n_features + 1
+  return Traces(of_convolution(agent.conv1), of_convolution(agent.conv2),
+                LSNNTraces(*initial_eps(agent.cell, n_batch, n_pre), zeros(n_pre, n), zeros(n_pre, n)),
+                HeadTraces(zeros(n_heads), zeros(n_heads, agent.n_actions + 1)))
+
+
+class Sums(NamedTuple):
+  """What a window adds up, of the same shapes as the weights (convolutions: [Q, F], heads side by side) and per trial."""
+  conv1: tf.Tensor
+  conv2: tf.Tensor
+  rnn: tf.Tensor       # [I + N, N]
+  heads: tf.Tensor     # [n_features + 1, A + 1]
+  e: tf.Tensor         # [I + N, N] sum of e
+  voltage1: tf.Tensor  # [2, B, P, Q, F] sums of eps_v where v > thr and where v < -thr
+  voltage2: tf.Tensor
+
+
+def convolution_step(agent, layer, traces, sums, pre, h):
+  """One network step of a convolutional layer.
+
+  Args:
+    pre: from ConvLIF.patches, [B, P, Q].
+    h: [B, H, W, F].
+
+  Returns:
+    ConvTraces, and sums [2, B, P, Q, F] with what this step adds for the voltage cost.
+  """
+  h = tf.reshape(h, [h.shape[0], -1, layer.filters])                                     # [B, P, F]
+  psi = layer.psi(h)
+  eps_v = traces.leak[:, :, None] * traces.eps_v + pre[..., None]
+  e_bar = agent.kappa * traces.e_bar + (1 - agent.kappa) * psi[:, :, None] * eps_v
+  outside = tf.cast(tf.stack([h > 0, relu_below(h) > 0]), h.dtype)
+  return traces._replace(eps_v=eps_v, leak=layer.decay - layer.thr * psi, e_bar=e_bar), sums + outside[:, :, :, None] * eps_v
+
+
+def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
+  """E-prop's gradient by traces that run forward in time.
+
+  Args:
+    agent: Agent.
+    costs: Costs.
+    weights: Weights.
+    window: Window.
+    traces: Traces after the step before the window, default `initial_traces`.
+    feedback: [n_features, A + 1] through which signals are broadcast, default the heads' weights.
+
+  Returns:
+    Result, and Traces after the last of the window's N steps.
+  """
+  cell, conv1, conv2, n_repeat, records = agent.cell, agent.conv1, agent.conv2, agent.n_repeat, window.records
+  n_frames, _, n_batch, n = records.h.shape
+  n_steps, n_in = n_frames * n_repeat, conv2.units
+  signals, returns = learning_signals(costs, window)
+  feedback = heads(weights)[0] if feedback is None else feedback
+  to_rnn, *to_convolutions = tf.split(feedback, agent.feature_sizes)
+  traces = initial_traces(agent, n_batch) if traces is None else traces
+
+  def network_step(k, s, traces, sums, pre1, x_of_heads):
+    """Traces at one network step, s = 0 ... S - 1 of frame k. pre1: patches of the image; x_of_heads: [B, n_features + 1]."""
+    h1, h2, h = records.h1[k, s], records.h2[k, s], records.h[k, s]
+    c1, voltage1 = convolution_step(agent, conv1, traces.conv1, sums.voltage1, pre1, h1)
+    c2, voltage2 = convolution_step(agent, conv2, traces.conv2, sums.voltage2, conv2.patches(spike(h1)), h2)
+    z_before = records.z_before[k] if s == 0 else spike(records.h[k, s - 1])
+    pre = tf.concat([tf.reshape(spike(h2), [n_batch, -1]), z_before], 1)
+    step, eps_a = trace_step(cell, traces.rnn.eps_v, traces.rnn.eps_a, pre, cell.psi(h))            # (24), (25)
+    e_bar = agent.kappa * traces.rnn.e_bar + (1 - agent.kappa) * step.e                             # (28)
+    _, g_v, g_a = lsnn_voltage(costs, cell, records.v[k, s], records.a[k, s])
+    of_voltage = tf.reduce_sum(g_v[:, None] * step.eps_v + g_a[:, None] * step.eps_a, 0)
+    sums = sums._replace(rnn=sums.rnn + of_voltage, e=sums.e + tf.reduce_sum(step.e, 0), voltage1=voltage1,
+                         voltage2=voltage2)
+    x_bar = agent.kappa * traces.heads.x_bar + (1 - agent.kappa) * x_of_heads
+    return Traces(c1, c2, LSNNTraces(step.eps_v, eps_a, e_bar, traces.rnn.G), traces.heads._replace(x_bar=x_bar)), sums
+
+  def network_steps(k, traces, sums):
+    traces = cut(traces, records.reset[k])
+    pre1 = conv1.patches(tf.cast(records.frame[k], agent.dtype)[..., None] / 255)
+    for s in range(n_repeat):
+      features = [spike(records.h[k, s]), conv1.pool(spike(records.h1[k, s])), conv2.pool(spike(records.h2[k, s]))]
+      x_of_heads = tf.concat([*features, tf.ones_like(features[0][:, :1])], 1)
+      traces, sums = network_step(k, s, traces, sums, pre1, x_of_heads)
+    return traces, sums
+
+  def learn(k, traces, sums):
+    """What the end of agent step k adds to G and to the gradient; delta is known when the next frame has been seen."""
+    delta, signal, of_entropy = signals.td_error[k], signals.policy_value[k], signals.entropy[k]
+
+    def of_convolution(traces, layer, b, total):
+      signal_j = layer.spread(tf.matmul(signal, b, transpose_b=True) / costs.reg_factor_cnn)
+      signal_j = tf.reshape(signal_j, [n_batch, -1, 1, layer.filters])                                        # (5)
+      G = costs.discounting * traces.G + tf.reduce_sum(signal_j * traces.e_bar, 1)
+      return traces._replace(G=G), total + tf.einsum('b,bqf->qf', delta, G)                                   # (36)
+
+    (c1, g1), (c2, g2) = (of_convolution(*of_layer) for of_layer in (
+        (traces.conv1, conv1, to_convolutions[0], sums.conv1), (traces.conv2, conv2, to_convolutions[1], sums.conv2)))
+    signal_j, entropy_j = (tf.matmul(x, to_rnn, transpose_b=True)[:, None] for x in (signal, of_entropy))     # (5)
+    G = costs.discounting * traces.rnn.G + signal_j * traces.rnn.e_bar
+    g_rnn = sums.rnn + tf.reduce_sum(delta[:, None, None] * G + entropy_j * traces.rnn.e_bar, 0)              # (36)
+    x_bar = traces.heads.x_bar[:, :, None]
+    G_heads = costs.discounting * traces.heads.G + x_bar * signal[:, None]
+    g_heads = sums.heads + tf.reduce_sum(delta[:, None, None] * G_heads + x_bar * of_entropy[:, None], 0)
+    traces = Traces(c1, c2, traces.rnn._replace(G=G), traces.heads._replace(G=G_heads))
+    return traces, sums._replace(conv1=g1, conv2=g2, rnn=g_rnn, heads=g_heads)
+
+  zeros = lambda array: tf.zeros(array.shape[1:], agent.dtype)
+  pair = lambda array: tf.zeros([2, *array.shape], agent.dtype)
+  sums = Sums(zeros(traces.conv1.G), zeros(traces.conv2.G), zeros(traces.rnn.G), zeros(traces.heads.G), zeros(traces.rnn.G),
+              pair(traces.conv1.eps_v), pair(traces.conv2.eps_v))
+  body = lambda k, traces, sums: (k + 1, *learn(k, *network_steps(k, traces, sums)))
+  _, traces, sums = tf.while_loop(lambda k, *_: k < n_frames - 1, body, (0, traces, sums))
+  _, sums = network_steps(n_frames - 1, traces, sums)                                    # the bootstrap frame
+
+  seen = observe(agent, costs, records)
+  losses, rate = all_losses(costs, window, signals.advantage[:-1], seen, n_steps)
+  factors = voltage_factors(costs, seen, n_steps)
+  of_convolutions = []
+  for layer, total, outside, pair in ((conv1, sums.conv1, sums.voltage1, factors[:2]),
+                                      (conv2, sums.conv2, sums.voltage2, factors[2:])):
+    above, below = (tf.reshape(factor, [factor.shape[0], -1, 1, layer.filters]) for factor in pair)
+    total += tf.reduce_sum(above * outside[0] - below * outside[1], [0, 1])
+    of_convolutions += [tf.reshape(total[:-1], layer.filter_shape), total[-1]]
+  g_in, g_rec = tf.split(sums.rnn + rate_signal(costs, rate, n_steps, n_batch) * sums.e, [n_in, n])
+  (w_policy, w_value), (b_policy, b_value) = (tf.split(g, [agent.n_actions, 1], -1) for g in (sums.heads[:-1], sums.heads[-1]))
+  gradients = Weights(*of_convolutions, g_in, without_autapses(g_rec), w_policy, b_policy, w_value, b_value)
+  return Result(gradients, losses, returns, rate), traces

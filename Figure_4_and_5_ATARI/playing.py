@@ -1,0 +1,151 @@
+"""Agents that play: windows of agent steps for learning, whole episodes for evaluation, one recorded game for the figures.
+
+Notation as in reward_based_eprop.py. An environment is one of environments.py: after a step in which an episode ended it shows
+the first frame of the next one.
+"""
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from actor_critic import Window
+from agent import Record
+
+
+class Played(NamedTuple):
+  """What happened in N agent steps of B environments."""
+  state: NamedTuple    # agent.State before the first of the frames
+  records: list        # N + 1 Records, of the bootstrap frame, too
+  action: np.ndarray   # int32 [N, B]
+  score: np.ndarray    # float32 [N, B] true rewards
+  done: np.ndarray     # bool [N, B]
+
+  def window(self, reward, mask):
+    """Everything as the Window of `adjoint`, `autodiff` and `hardcoded`; reward, mask: [N, B]."""
+    return Window(Record(*map(tf.stack, zip(*self.records))), tf.constant(self.action), reward, mask)
+
+
+def sample(logits, rng):
+  """An action for each row of logits [B, A], drawn from the softmax; int64 [B]."""
+  return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+
+
+class Player:
+  """B agents in B environments.
+
+  Args:
+    agent: agent.Agent.
+    environment: see environments.py.
+  """
+
+  def __init__(self, agent, environment):
+    self.agent, self.environment = agent, environment
+    self._act = tf.function(agent.act)
+
+  def begin(self, weights, seed):
+    """Resets all environments and agents; seed: int."""
+    frame = self.environment.reset(seed=seed)
+    state = self.agent.initial_state(len(frame))
+    self._see(weights, frame, np.ones(len(frame)), state)
+    self._window_state, self._records = state, [self.record]
+
+  def step(self, weights, action):
+    """One agent step. Returns true rewards [B] and done bool [B]."""
+    frame, reward, terminated, truncated = self.environment.step(action)
+    done = terminated | truncated
+    self._see(weights, frame, done, self.state)
+    return reward, done
+
+  def _see(self, weights, frame, reset, state):
+    reset = tf.constant(reset, self.agent.dtype)
+    self.state_before = state
+    self.logits, self.value, self.state, self.record = self._act(weights, state, tf.constant(frame), reset)
+
+  def window(self, weights, n_steps, rng):
+    """Plays n_steps agent steps and shows the frame after them.
+
+    Args:
+      weights: agent.Weights.
+      n_steps: N.
+      rng: numpy Generator of the actions.
+
+    Returns:
+      Played. The next window's first record is this one's last: the weights must not change in between.
+    """
+    actions, scores, dones = [], [], []
+    before = self._window_state
+    for _ in range(n_steps):
+      actions.append(sample(self.logits.numpy(), rng))
+      score, done = self.step(weights, actions[-1])
+      scores.append(score)
+      dones.append(done)
+      self._records.append(self.record)
+    records, self._records, self._window_state = self._records, self._records[-1:], self.state_before
+    return Played(before, records, np.array(actions, np.int32), np.array(scores), np.array(dones))
+
+
+def evaluate(player, weights, n_episodes, seed, rng):
+  """Scores of whole episodes: each environment plays its share, so that short ones are not preferred.
+
+  Args:
+    player: Player.
+    weights: agent.Weights.
+    n_episodes: how many, rounded up to a multiple of the environments.
+    seed: of the environments.
+    rng: numpy Generator of the actions.
+
+  Returns:
+    Scores and lengths in agent steps, each [n_episodes].
+  """
+  player.begin(weights, seed)
+  n_batch = len(player.logits)
+  share = -(-n_episodes // n_batch)
+  scores, lengths = [[] for _ in range(n_batch)], [[] for _ in range(n_batch)]
+  score, length = np.zeros(n_batch), np.zeros(n_batch, int)
+  while min(map(len, scores)) < share:
+    reward, done = player.step(weights, sample(player.logits.numpy(), rng))
+    score += reward
+    length += 1
+    for b in np.flatnonzero(done):
+      scores[b].append(score[b])
+      lengths[b].append(length[b])
+    score[done], length[done] = 0, 0
+  return np.concatenate([s[:share] for s in scores]), np.concatenate([n[:share] for n in lengths])
+
+
+def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
+  """The first environment's agent for some steps, as plots.game and plots.animate show it.
+
+  Args:
+    player: Player.
+    weights: agent.Weights.
+    n_steps: agent steps M.
+    discount: of the returns, per agent step.
+    seed: of the environments.
+    rng: numpy Generator of the actions.
+    n_thresholds: how many ALIF neurons' thresholds to keep.
+
+  Returns:
+    dict of arrays; see plots.game.
+  """
+  cell = player.agent.cell
+  beta = np.broadcast_to(cell.beta, cell.units)
+  adaptive = np.flatnonzero(beta)[:n_thresholds]
+  player.begin(weights, seed)
+  columns = {name: [] for name in ('screens', 'policy', 'value', 'spikes', 'thresholds', 'rewards', 'done')}
+  for _ in range(n_steps):
+    record, logits = player.record, player.logits.numpy()
+    policy = tf.nn.softmax(logits[0]).numpy()
+    threshold = cell.thr + beta * record.a[:, 0].numpy()
+    reward, done = player.step(weights, sample(logits, rng))
+    for name, value in zip(columns, (record.frame[0].numpy(), policy, float(record.value[0]), record.h[:, 0].numpy() > 0,
+                                     threshold[:, adaptive], reward[0], done[0])):
+      columns[name].append(value)
+  arrays = {name: np.array(values) for name, values in columns.items()}
+  returns, following = np.zeros(n_steps), float(player.value[0])
+  for n in reversed(range(n_steps)):
+    following = arrays['rewards'][n] + discount * (1 - arrays['done'][n]) * following
+    returns[n] = following
+  for name in ('spikes', 'thresholds'):
+    arrays[name] = arrays[name].reshape(-1, arrays[name].shape[-1])
+  return dict(arrays, returns=returns, n_regular=int(np.sum(beta == 0)))

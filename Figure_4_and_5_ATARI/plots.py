@@ -1,0 +1,216 @@
+"""Figures 4 and 5 from saved arrays: a game with the agent's policy, value and spikes, learning curves, animations. No TensorFlow.
+
+  python plots.py results/main/<run>/game.npz        draws game.png beside it once more
+"""
+import csv
+import os
+import sys
+
+import matplotlib
+import numpy as np
+
+if '--show' not in sys.argv:
+  matplotlib.use('Agg')
+from matplotlib import animation
+from matplotlib import pyplot as plt
+
+RULES = {  # label and colour of each agent in comparisons
+    'eprop': ('ALIF + LIF, e-prop', 'tab:blue'),
+    'lif': ('LIF only, e-prop', 'tab:orange'),
+    'readout': ('readout alone', '0.6'),
+    'bptt': ('ALIF + LIF, BPTT', 'black'),
+}
+FIGURE_SCREENS = 8
+
+
+def save(figure, path, show=False):
+  """Writes a figure, complete or not at all."""
+  root, ending = os.path.splitext(path)
+  figure.savefig(f'{root}.part{ending}', dpi=140)
+  os.replace(f'{root}.part{ending}', path)
+  if show:
+    plt.show()
+  plt.close(figure)
+
+
+def _bare(axes):
+  for axis in np.ravel(axes):
+    axis.spines[['top', 'right']].set_visible(False)
+
+
+def game(record, path, show=False):
+  """A stretch of a game as in figures 4b and 5: screens, policy, value and return, spikes, thresholds.
+
+  Args:
+    record: dict of arrays of M agent steps: screens uint8 [M, ...] grey or RGB, policy [M, A], value [M], returns [M]
+      (discounted, of the rewards that followed), rewards [M], done bool [M], spikes bool [M n, N] over the network steps, n_regular
+      (the first neurons are LIF, the others ALIF), thresholds [M n, N_shown] of some ALIF neurons, action_names [A],
+      seconds_per_step, title.
+    path: PNG to write.
+    show: bring up the window as well.
+  """
+  n_steps, n_network = len(record['value']), len(record['spikes'])
+  seconds = float(record['seconds_per_step'])
+  time = np.arange(n_steps) * seconds
+  network_time = np.arange(n_network) * seconds * n_steps / n_network
+  n_regular = int(record['n_regular'])
+  figure = plt.figure(figsize=(11, 10), layout='constrained')
+  grid = figure.add_gridspec(6, FIGURE_SCREENS, height_ratios=[1.5, 1, 1.2, 1.6, 1.3, 1])
+  for k, step in enumerate(np.linspace(0, n_steps - 1, FIGURE_SCREENS).astype(int)):
+    axis = figure.add_subplot(grid[0, k])
+    axis.imshow(record['screens'][step], cmap='gray', vmin=0, vmax=255)
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(f'{time[step]:.1f} s', fontsize=8)
+  axes = [figure.add_subplot(grid[1, :])]
+  axes += [figure.add_subplot(grid[k, :], sharex=axes[0]) for k in range(2, 6)]
+  names = [str(name) for name in record['action_names']]
+  axes[0].stackplot(time, record['policy'].T, labels=names, colors=plt.get_cmap('Set2' if len(names) <= 8 else 'tab20').colors)
+  axes[0].set(ylim=(0, 1), ylabel='policy')
+  axes[0].legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+  axes[1].plot(time, record['value'], color='tab:blue', label='value, predicted')
+  axes[1].plot(time, record['returns'], color='black', lw=1, ls='--', label='return, discounted')
+  for sign, colour in ((1, 'tab:green'), (-1, 'tab:red')):
+    moments = time[np.sign(record['rewards']) == sign]
+    axes[1].plot(moments, np.zeros(len(moments)), '^' if sign > 0 else 'v', color=colour,
+                 label='reward > 0' if sign > 0 else 'reward < 0')
+  for moment in time[record['done'].astype(bool)]:
+    axes[1].axvline(moment, color='0.7', lw=1)
+  axes[1].set_ylabel('value')
+  axes[1].legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+  for axis, chosen, colour, name in ((axes[2], slice(0, n_regular), 'black', 'LIF'),
+                                     (axes[3], slice(n_regular, None), 'tab:purple', 'ALIF')):
+    steps, units = np.nonzero(record['spikes'][:, chosen])
+    axis.plot(network_time[steps], units, '|', color=colour, ms=2, mew=0.4, rasterized=True)
+    axis.set(ylabel=f'{name} neuron', ylim=(-1, max(1, record['spikes'][:, chosen].shape[1])))
+  axes[4].plot(network_time, record['thresholds'], lw=0.8)
+  axes[4].set(ylabel='threshold\n(some ALIF)', xlabel='time of the game (s)', xlim=(0, n_steps * seconds))
+  _bare(axes)
+  for axis in axes[:-1]:
+    axis.tick_params(labelbottom=False)
+  figure.align_ylabels(axes)
+  figure.suptitle(str(record['title']), fontsize=9)
+  save(figure, path, show)
+
+
+def read_curve(path):
+  """Columns of a metrics.csv as float arrays, NaN where a row has none."""
+  with open(path, newline='') as file:
+    rows = list(csv.DictReader(file))
+  return {name: np.array([float(row[name]) if row[name] else np.nan for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def smooth(values, n):
+  """Mean of the last n finite values at each point."""
+  kept = np.isfinite(values)
+  total, count = np.cumsum(np.where(kept, values, 0)), np.cumsum(kept)
+  total[n:], count[n:] = total[n:] - total[:-n], count[n:] - count[:-n]
+  return total / np.maximum(count, 1)
+
+
+def learning_curve(metrics, path, title, show=False, window=20):
+  """Score per episode over environment frames, and policy entropy and firing rates below, as in figure 4c.
+
+  Args:
+    metrics: path of metrics.csv with the columns frames, score, entropy, rate_lsnn.
+    path: PNG to write.
+    title: what was trained.
+    show: bring up the window as well.
+    window: updates to average over.
+  """
+  curve = read_curve(metrics)
+  frames = curve['frames'] / 1e6
+  figure, axes = plt.subplots(3, 1, sharex=True, figsize=(7, 6.5), height_ratios=[2.2, 1, 1], layout='constrained')
+  axes[0].plot(frames, curve['score'], color='0.8', lw=0.7, label='mean of an update\'s episodes')
+  axes[0].plot(frames, smooth(curve['score'], window), color='tab:blue', label=f'mean of {window} updates')
+  axes[0].set_ylabel('score per episode')
+  axes[0].legend(frameon=False, fontsize=8)
+  axes[1].plot(frames, smooth(curve['entropy'], window), color='tab:green')
+  axes[1].set(ylabel='entropy of\nthe policy (nat)', ylim=(0, None))
+  axes[2].plot(frames, 100 * smooth(curve['rate_lsnn'], window), color='tab:purple')
+  axes[2].set(ylabel='LSNN spikes per\n100 steps', xlabel='environment frames (million)', ylim=(0, None))
+  _bare(axes)
+  figure.suptitle(title, fontsize=9)
+  save(figure, path, show)
+
+
+def comparison(curves, path, title, lines=(), show=False):
+  """Learning curves of several agents, mean and standard deviation over seeds.
+
+  Args:
+    curves: dict, rule of RULES: list of (frames [P], score [P]) of its seeds.
+    path: PNG to write.
+    title: of the figure.
+    lines: (value, label) of horizontal lines.
+    show: bring up the window as well.
+  """
+  figure, axis = plt.subplots(figsize=(6.5, 4), layout='constrained')
+  for rule, runs in curves.items():
+    label, colour = RULES[rule]
+    grid = np.linspace(0, min(frames[-1] for frames, _ in runs), 200)
+    values = np.array([np.interp(grid, frames, score) for frames, score in runs])
+    mean, sd = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
+    axis.plot(grid / 1e6, mean, color=colour, label=f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})')
+    axis.fill_between(grid / 1e6, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
+  for value, label in lines:
+    axis.axhline(value, color='0.5', ls=':', lw=1)
+    axis.annotate(label, (1, value), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='0.4')
+  axis.set(xlabel='environment frames (million)', ylabel='return per episode', title=title)
+  axis.legend(frameon=False, fontsize=8)
+  _bare(axis)
+  save(figure, path, show)
+
+
+def animate(record, path):
+  """A game with spikes, action probabilities and value beside the screen; the ending of path, gif or mp4, chooses the format.
+
+  Args:
+    record: as for `game`.
+    path: file to write.
+  """
+  n_steps = len(record['value'])
+  per_step = len(record['spikes']) // n_steps
+  spikes = record['spikes'].reshape(n_steps, per_step, -1).mean(1)                                 # [M, N]
+  side = int(np.ceil(np.sqrt(spikes.shape[1])))
+  images = np.zeros((n_steps, side * side))
+  images[:, :spikes.shape[1]] = spikes
+  names = [str(name) for name in record['action_names']]
+  figure, axes = plt.subplots(1, 4, figsize=(9, 2.8), width_ratios=[1, 1, 0.8, 1.4], layout='constrained')
+  screen = axes[0].imshow(record['screens'][0], cmap='gray', vmin=0, vmax=255)
+  raster = axes[1].imshow(images[0].reshape(side, side), cmap='inferno', vmin=0, vmax=max(images.max(), 1e-9))
+  axes[1].set_title('LSNN spikes', fontsize=9)
+  bars = axes[2].bar(names, record['policy'][0], color='tab:blue')
+  axes[2].set_ylim(0, 1)
+  axes[2].set_title('policy', fontsize=9)
+  axes[2].tick_params(axis='x', labelsize=7, rotation=90 if len(names) > 4 else 0)
+  line, = axes[3].plot([], [], color='tab:blue')
+  low, high = float(record['value'].min()), float(record['value'].max())
+  axes[3].set(xlim=(0, n_steps * float(record['seconds_per_step'])), ylim=(low - 0.1, high + 0.1), xlabel='time (s)')
+  axes[3].set_title('predicted value', fontsize=9)
+  for axis in axes[:2]:
+    axis.set(xticks=[], yticks=[])
+
+  def draw(step):
+    screen.set_data(record['screens'][step])
+    raster.set_data(images[step].reshape(side, side))
+    for bar, height in zip(bars, record['policy'][step]):
+      bar.set_height(height)
+    line.set_data(np.arange(step + 1) * float(record['seconds_per_step']), record['value'][:step + 1])
+    return [screen, raster, line, *bars]
+
+  movie = animation.FuncAnimation(figure, draw, n_steps, interval=1000 * float(record['seconds_per_step']))
+  fps = 1 / float(record['seconds_per_step'])
+  root, ending = os.path.splitext(path)
+  if ending == '.mp4':
+    import imageio_ffmpeg
+    plt.rcParams['animation.ffmpeg_path'] = imageio_ffmpeg.get_ffmpeg_exe()
+    writer = animation.FFMpegWriter(fps=fps)
+  else:
+    writer = animation.PillowWriter(fps=fps)
+  movie.save(f'{root}.part{ending}', writer, dpi=90)
+  os.replace(f'{root}.part{ending}', path)
+  plt.close(figure)
+
+
+if __name__ == '__main__':
+  with np.load(sys.argv[1], allow_pickle=False) as arrays:
+    game(dict(arrays), os.path.splitext(sys.argv[1])[0] + '.png', '--show' in sys.argv)

@@ -1,0 +1,147 @@
+"""A convolutional layer of spiking neurons, the eyes of the agent of figures 4 and 5.
+
+Notation as in lsnn.py, and
+
+  S            network steps for which one video frame is shown
+  H, W, F, C   height and width of a layer, its filters, the channels of its input
+
+The neurons are LIF neurons without a refractory period whose own spike resets them, and unlike the reset of the LSNN this
+one carries a gradient: it stays inside the neuron, so that the gradient is still local to the synapse.
+
+  v[t] = decay v[t-1] + i[t] - thr H(v[t-1] - thr)
+  z[t] = H(v[t] - thr)                                   h[t] = (v[t] - thr) / thr,  psi = dz/dv as in lsnn.py
+
+All neurons of a filter share its weights. Weights are [k, k, C, F], borders are not padded.
+"""
+import numpy as np
+import tensorflow as tf
+
+from lsnn import exp_decay, spike
+
+
+def relu_below(h):
+  """relu(-v - thr) / thr of neurons with the constant threshold thr, whose relu(v - thr) / thr is relu(h)."""
+  return tf.nn.relu(-h - 2)
+
+
+class ConvLIF:
+  """Convolution followed by LIF neurons, and the average pool through which the heads see them.
+
+  Args:
+    size_in: (H, W, C) of the input.
+    filters: number of filters F.
+    kernel, stride: edge length k and stride of the convolution.
+    pool, pool_stride: edge length and stride of the average pool.
+    tau: membrane time constant in network steps.
+    thr: threshold.
+    dampening_factor: height gamma of the pseudo-derivative.
+
+  Raises:
+    ValueError: the kernel or the pool is larger than what it slides over, or thr is not positive.
+  """
+
+  def __init__(self, size_in, filters, kernel, stride, pool, pool_stride, tau=1.0, thr=0.1, dampening_factor=1.0):
+    windows = lambda length, k, step: (length - k) // step + 1
+    self.size_in = tuple(size_in)
+    self.size = (windows(size_in[0], kernel, stride), windows(size_in[1], kernel, stride), filters)      # (H, W, F)
+    if kernel > min(size_in[:2]) or pool > min(self.size[:2]) or thr <= 0:
+      raise ValueError(f'need thr > 0 and windows that fit; got thr {thr}, kernel {kernel} on {self.size_in}, '
+                       f'pool {pool} on {self.size}')
+    self.pooled = windows(self.size[0], pool, pool_stride), windows(self.size[1], pool, pool_stride), filters
+    self.units, self.n_features = int(np.prod(self.size)), int(np.prod(self.pooled))
+    self.filters, self.kernel, self.stride, self.pool_size, self.pool_stride = filters, kernel, stride, pool, pool_stride
+    self.decay, self.thr, self.dampening_factor = float(exp_decay(tau)), float(thr), float(dampening_factor)
+    self.filter_shape = (kernel, kernel, size_in[2], filters)
+    # Many small operations on large arrays: compiled. Convolutions are not, XLA's are slow on processors.
+    self._compiled_run = tf.function(self._run, jit_compile=True)
+    self._compiled_adjoint = tf.function(self._adjoint, jit_compile=True)
+
+  def run(self, v, current, step_weights):
+    """The S steps of a frame. Differentiable.
+
+    Args:
+      v: membrane potential before them [B, H, W, F].
+      current: input current, the same at all steps [B, H, W, F] or [S, B, H, W, F].
+      step_weights: S numbers.
+
+    Returns:
+      h, z [S, B, H, W, F]; the sum of z over the steps, each times its weight; and v after the last step.
+    """
+    return self._compiled_run(v, current, step_weights)
+
+  def adjoint(self, h, signal, step_weights, above, below, after, from_above=None, summed=False):
+    """The steps of `run` backwards: what a current at each step contributes to the loss.
+
+      gi[t] = psi[t] Lz[t] + (decay - thr psi[t]) gi[t+1] + g_v[t]
+
+    Args:
+      h: from `run`, [S, B, H, W, F].
+      signal: learning signal of the frame, [B, H, W, F]; Lz is this times the step's weight.
+      step_weights: S numbers.
+      above, below: dE/d relu(v - thr), dE/d relu(-v - thr), the same at all steps; together they make g_v.
+      after: gi one step later than the last one here.
+      from_above: what is added to Lz at each step, [S, B, H, W, F].
+      summed: return gi summed over the steps.
+
+    Returns:
+      gi [S, B, H, W, F] or [B, H, W, F], and gi of the first step.
+    """
+    return self._compiled_adjoint(h, signal, step_weights, above, below, after, from_above, summed)
+
+  def psi(self, h):
+    """Pseudo-derivative dz/dv, shape of h."""
+    return self.dampening_factor / self.thr * tf.maximum(1 - tf.abs(h), 0)
+
+  def current(self, x, filters, bias):
+    """Input current. x: [B, H, W, C]; filters: [k, k, C, F]; bias: [F]. Returns [B, H', W', F]."""
+    return tf.nn.conv2d(x, filters, self.stride, 'VALID') + bias
+
+  def _run(self, v, current, step_weights):
+    zs, hs, h = [], [], (v - self.thr) / self.thr
+    z = spike(h, self.dampening_factor)
+    for s in range(len(step_weights)):
+      v = self.decay * v + (current if current.shape.rank == 4 else current[s]) - self.thr * z
+      h = (v - self.thr) / self.thr
+      z = spike(h, self.dampening_factor)
+      hs.append(h)
+      zs.append(z)
+    return tf.stack(hs), tf.stack(zs), tf.add_n([w * z for w, z in zip(step_weights, zs)]), v
+
+  def _adjoint(self, h, signal, step_weights, above, below, after, from_above, summed):
+    record = []
+    for s in reversed(range(len(step_weights))):
+      of_z = step_weights[s] * signal if from_above is None else step_weights[s] * signal + from_above[s]
+      g_v = above * tf.cast(h[s] > 0, h.dtype) - below * tf.cast(relu_below(h[s]) > 0, h.dtype)
+      after = self.psi(h[s]) * (of_z - self.thr * after) + self.decay * after + g_v
+      record.insert(0, after)
+    return tf.add_n(record) if summed else tf.stack(record), after
+
+  def pool(self, z):
+    """Averages over windows of each filter's neurons. z: [B, H, W, F]. Returns [B, n_features]."""
+    return tf.reshape(tf.nn.avg_pool2d(z, self.pool_size, self.pool_stride, 'VALID'), [-1, self.n_features])
+
+  def spread(self, signal):
+    """The transpose of `pool`: a learning signal [B, n_features] of the averages reaches the neurons, [B, H, W, F]."""
+    signal = tf.reshape(signal, [-1, *self.pooled])
+    k, step = self.pool_size, self.pool_stride
+    return tf.raw_ops.AvgPoolGrad(orig_input_shape=[signal.shape[0], *self.size], grad=signal, ksize=[1, k, k, 1],
+                                  strides=[1, step, step, 1], padding='VALID')
+
+  def filter_gradient(self, x, gi):
+    """d loss / d (filters, bias): x [B, H, W, C] is the input, gi [B, H', W', F] what its currents contribute."""
+    strides = [1, self.stride, self.stride, 1]
+    filters = tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=self.filter_shape, out_backprop=gi, strides=strides,
+                                              padding='VALID')
+    return filters, tf.reduce_sum(gi, [0, 1, 2])
+
+  def input_gradient(self, filters, gi):
+    """d loss / d input [B, H, W, C]; gi as for `filter_gradient`."""
+    return tf.raw_ops.Conv2DBackpropInput(input_sizes=[gi.shape[0], *self.size_in], filter=filters, out_backprop=gi,
+                                          strides=[1, self.stride, self.stride, 1], padding='VALID')
+
+  def patches(self, x):
+    """What arrives at the synapses of each place, bias included. x: [B, H, W, C]. Returns [B, H' W', k k C + 1]."""
+    k, step = self.kernel, self.stride
+    patches = tf.image.extract_patches(x, [1, k, k, 1], [1, step, step, 1], [1, 1, 1, 1], 'VALID')
+    patches = tf.reshape(patches, [x.shape[0], -1, k * k * self.size_in[2]])
+    return tf.concat([patches, tf.ones_like(patches[..., :1])], -1)

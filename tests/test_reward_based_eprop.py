@@ -1,0 +1,398 @@
+"""The agent of figures 4 and 5 and reward-based e-prop: three computations, BPTT, a slow oracle, the published cell."""
+import functools
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+FIGURE_4 = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'
+sys.path.append(str(FIGURE_4))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
+
+from actor_critic import Costs, Window, discounted_returns, episode_mask
+from agent import Agent, Weights, heads, published_agent
+import atari_oracle
+import lsnn
+from online_reward_based_eprop import hardcoded
+import oracle
+from reward_based_eprop import Learner, adjoint, autodiff
+from spiking_cnn import ConvLIF
+from test_eprop import relative_error
+
+N, B, S, SIZE, A = 8, 4, 3, 12, 3
+N_LIF, N_ALIF = 6, 4
+NEURONS = dict(n=N_LIF + N_ALIF, thr=0.8, tau=15.0, tau_adaptation=30.0, beta=np.repeat([0.0, 0.2], [N_LIF, N_ALIF]),
+               n_refractory=2)
+# Of a size at which each loss has its share in the gradient.
+COSTS = Costs(discounting=0.9, baseline_cost=0.7, entropy_cost=0.4, rate_cost=5.0, rate_target=0.02, voltage_cost_rnn=3e-4,
+              voltage_cost_cnn=0.05, reg_factor_cnn=3.0)
+NO_MEANS = COSTS._replace(rate_cost=0.0, voltage_cost_rnn=0.0, voltage_cost_cnn=0.0)  # costs that do not see the window
+CASES = ('episodes end', 'begins inside an episode', 'averages over trials', 'random feedback', 'three windows')
+
+
+def make_agent():
+  conv1 = ConvLIF((SIZE, SIZE, 1), filters=3, kernel=4, stride=2, pool=2, pool_stride=1)
+  conv2 = ConvLIF(conv1.size, filters=2, kernel=2, stride=1, pool=2, pool_stride=2)
+  constants = {name: value for name, value in NEURONS.items() if name != 'n'}
+  return Agent(A, conv1, conv2, lsnn.ALIF(NEURONS['n'], **constants, dtype='float64'), n_repeat=S)
+
+
+class Problem(NamedTuple):
+  """An agent and what it lived through; arrays in float64."""
+  agent: Agent
+  costs: Costs
+  weights: Weights
+  state: tuple        # before the first frame
+  window: Window
+  feedback: object    # None: the heads' weights
+
+
+def stack(records):
+  return tf.nest.map_structure(lambda *arrays: tf.stack(arrays), *records)
+
+
+@functools.cache
+def actor():
+  agent = make_agent()
+  return agent, tf.function(agent.act)
+
+
+def live(weights, state, frames, resets):
+  """Acts one step after the other. Returns the records, stacked, and the states before each step and after the last."""
+  records, states = [], [state]
+  for frame, reset in zip(frames, resets):
+    *_, state, record = actor()[1](weights, state, frame, reset)
+    records.append(record)
+    states.append(state)
+  return stack(records), states
+
+
+@functools.cache
+def make_problem(case):
+  agent, _ = actor()
+  rng = np.random.default_rng(3)
+  weights = agent.initial_weights(rng)
+  bias = lambda w: rng.normal(0, 0.1, w.shape)
+  weights = weights._replace(bias1=bias(weights.bias1), bias2=bias(weights.bias2), b_policy=bias(weights.b_policy),
+                             b_value=bias(weights.b_value), w_in=2 * weights.w_in, conv1=0.15 * weights.conv1,
+                             conv2=0.4 * weights.conv2)
+  weights = Weights(*map(tf.constant, weights))
+  frames = tf.constant(rng.integers(0, 256, (N + 1, B, SIZE, SIZE)), tf.uint8)
+  reset = np.zeros((N + 1, B))
+  reset[0] = case != 'begins inside an episode'
+  reset[3, 0] = reset[5, 0] = reset[4, 1] = reset[N, 2] = 1
+  state = agent.initial_state(B)
+  if case == 'begins inside an episode':
+    state = live(weights, state, frames[:4], tf.zeros((4, B), tf.float64))[1][-1]
+  records, _ = live(weights, state, frames, tf.constant(reset))
+  mask, _ = episode_mask(records.reset[1:], tf.zeros(B, tf.float64))
+  mask = tf.ones_like(mask) if case == 'three windows' else mask
+  window = Window(records, tf.constant(rng.integers(0, A, (N, B)), tf.int32), tf.constant(rng.normal(size=(N, B))), mask)
+  costs = COSTS._replace(voltage_reg_method='avg_all' if case == 'averages over trials' else 'avg_time')
+  feedback = tf.constant(rng.normal(size=(agent.n_features, A + 1))) if case == 'random feedback' else None
+  return Problem(agent, costs, weights, state, window, feedback)
+
+
+@functools.cache
+def gradient(case, rule, costs=None, compiled=False):
+  """Result of a rule: adjoint, autodiff, hardcoded, bptt_adjoint or bptt_autodiff. Compiling takes longer than running."""
+  p = make_problem(case)
+  costs = costs or p.costs
+  bptt = rule.startswith('bptt')
+  if rule == 'hardcoded':
+    run = lambda: hardcoded(p.agent, costs, p.weights, p.window, feedback=p.feedback)[0]
+  elif rule.endswith('adjoint'):
+    run = lambda: adjoint(p.agent, costs, p.weights, p.window, p.feedback, bptt)
+  else:
+    run = lambda: autodiff(p.agent, costs, p.weights, p.window, p.state, p.feedback, bptt)
+  return tf.function(run, jit_compile=rule == 'hardcoded')() if compiled else run()
+
+
+def assert_equal(actual, expected, tolerance=1e-10):
+  """All gradients agree to a tolerance relative to their largest entry, and none of them is 0."""
+  assert len(actual) == len(expected) == len(Weights._fields)
+  for name, a, b in zip(Weights._fields, actual, expected):
+    assert np.abs(b).max() > 1e-6, name
+    assert relative_error(a, b) < tolerance, name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Neurons and agent
+
+
+def test_convolutional_neurons_are_the_published_ones(golden):
+  """Spikes, potentials and gradients, the latter by adjoint and by autodiff; arrays are [time, trial, neuron] already."""
+  g = {key: array.swapaxes(0, 1) if key in ('inputs', 'learning_signal', 'z', 'v') else array
+       for key, array in golden('figure4_conv_lif').items()}
+  layer = ConvLIF((3, 4, 1), filters=1, kernel=1, stride=1, pool=2, pool_stride=1)
+  np.testing.assert_allclose([layer.decay, layer.thr, layer.dampening_factor],
+                             [g['decay'], g['thr'], g['dampening_factor']], rtol=1e-7)
+  in_space = lambda x: tf.reshape(tf.constant(x), [*x.shape[:2], 3, 4, 1])
+  currents, signal = in_space(g['inputs']), in_space(g['learning_signal'])
+
+  frames = [slice(t, t + 5) for t in range(0, len(currents), 5)]
+  zeros, step_weights = tf.zeros_like(currents[0]), (0.0,) * 5
+  with tf.GradientTape() as tape:
+    tape.watch(currents)
+    v, hs, zs = zeros, [], []
+    for frame in frames:
+      h, z, _, v = layer.run(v, currents[frame], step_weights)
+      hs.append(h)
+      zs.append(z)
+    loss = tf.reduce_sum(tf.concat(zs, 0) * signal)
+  by_autodiff, by_adjoint, after = tape.gradient(loss, currents), [], zeros
+  for h, frame in zip(reversed(hs), reversed(frames)):
+    gi, after = layer.adjoint(h, zeros, step_weights, zeros, zeros, after, from_above=signal[frame])
+    by_adjoint.insert(0, gi)
+
+  h, by_autodiff, by_adjoint = (np.reshape(x, g['z'].shape) for x in (tf.concat(hs, 0), by_autodiff, tf.concat(by_adjoint, 0)))
+  np.testing.assert_array_equal(h > 0, g['z'])
+  assert 0.1 < g['z'].mean() < 0.9
+  assert relative_error(layer.thr * (1 + h), g['v']) < 1e-5
+  assert relative_error(by_autodiff, g['g_inputs']) < 1e-5
+  assert relative_error(by_adjoint, g['g_inputs']) < 1e-5
+
+
+def test_published_sizes_and_initial_weights():
+  agent = published_agent()
+  assert (agent.conv1.size, agent.conv2.size, agent.conv2.units) == ((20, 20, 16), (17, 17, 8), 2312)
+  assert agent.feature_sizes == [400, 256, 392]
+  weights = agent.initial_weights(np.random.default_rng(0))
+  fan_in = dict(conv1=64, conv2=256, w_in=2312, w_rec=400, w_policy=1048, w_value=1048)
+  for name, w in weights._asdict().items():
+    assert w.dtype == np.float32
+    if name in fan_in:
+      scaled = w * np.sqrt(fan_in[name])
+      normal = name.startswith('w_in') or name == 'w_rec'
+      np.testing.assert_allclose(scaled.std(), 1 if normal else 0.88, atol=0.08, err_msg=name)  # sd after truncation
+      assert (np.abs(scaled).max() > 3) if normal else (1.8 < np.abs(scaled).max() <= 2.0001), name
+    else:
+      assert not w.any(), name
+  assert not np.diag(weights.w_rec).any()
+  np.testing.assert_array_equal(agent.cell.beta > 0, np.arange(400) >= 240)
+
+
+def test_arguments_that_do_not_fit():
+  with pytest.raises(ValueError, match='windows that fit'):
+    ConvLIF((6, 6, 1), filters=1, kernel=8, stride=4, pool=1, pool_stride=1)
+  conv = ConvLIF((12, 12, 1), filters=3, kernel=4, stride=2, pool=2, pool_stride=1)
+  with pytest.raises(ValueError, match='second layer'):
+    Agent(3, conv, conv, lsnn.ALIF(4))
+  with pytest.raises(ValueError, match='scale_input'):
+    Agent(3, conv, ConvLIF(conv.size, filters=2, kernel=2, stride=1, pool=2, pool_stride=2), lsnn.ALIF(4, scale_input=True))
+  p = make_problem('episodes end')
+  with pytest.raises(ValueError, match='avg_time, avg_all'):
+    adjoint(p.agent, COSTS._replace(voltage_reg_method='mean'), p.weights, p.window)
+
+
+def test_spread_is_the_transpose_of_pool():
+  rng = np.random.default_rng(0)
+  for layer in (published_agent().conv1, make_agent().conv2):
+    z, signal = tf.constant(rng.normal(size=(2, *layer.size))), tf.constant(rng.normal(size=(2, layer.n_features)))
+    np.testing.assert_allclose(tf.reduce_sum(layer.pool(z) * signal), tf.reduce_sum(z * layer.spread(signal)), rtol=1e-10)
+
+
+def of_oracle(case):
+  """The oracle's simulation and its arguments from `weights` on; for cases that begin with an episode."""
+  p = make_problem(case)
+  weights = Weights(*(w.numpy() for w in p.weights))
+  images, reset = p.window.records.frame.numpy() / 255, p.window.records.reset.numpy()
+  neurons = oracle.Neurons(**NEURONS)
+  return p, neurons, weights, reset, atari_oracle.simulate(p.agent, neurons, weights, images, reset)
+
+
+def test_agent_is_that_of_the_oracle():
+  p, _, _, _, run = of_oracle('episodes end')
+  records = p.window.records
+  over_time = lambda x: np.reshape(x, (-1, B, *x.shape[3:]))
+  np.testing.assert_array_equal(over_time(records.h) > 0, run.rnn.z)
+  for layer, h, (_, v) in zip((p.agent.conv1, p.agent.conv2), (records.h1, records.h2), run.layers):
+    np.testing.assert_allclose(over_time(layer.thr * (1 + h)), v, atol=1e-12)
+    assert 0.1 < np.mean(h > 0) < 0.7
+  assert 0.05 < run.rnn.z.mean() < 0.5
+  np.testing.assert_allclose(over_time(records.v), run.rnn.v, atol=1e-12)
+  np.testing.assert_allclose(over_time(records.a), run.rnn.a, atol=1e-12)
+  np.testing.assert_allclose(records.logits, run.y[..., :-1], atol=1e-12)
+  np.testing.assert_allclose(records.value, run.y[..., -1], atol=1e-12)
+
+
+def test_reset_makes_a_fresh_agent():
+  """Where an episode begins, nothing of the past is left; elsewhere something is."""
+  agent, act = actor()
+  p = make_problem('begins inside an episode')
+  frame = p.window.records.frame[0]
+  assert all(np.abs(s).max() > 0 for s in tf.nest.flatten(p.state))
+  *_, state, record = act(p.weights, p.state, frame, tf.constant([1.0, 0.0, 1.0, 0.0], tf.float64))
+  *_, fresh_state, fresh_record = act(p.weights, agent.initial_state(B), frame, tf.zeros(B, tf.float64))
+  of_state = [(0, *pair) for pair in zip(tf.nest.flatten(state), tf.nest.flatten(fresh_state))]
+  of_record = [(1 if name in ('h1', 'h2', 'h', 'v', 'a') else 0, a, b)
+               for name, a, b in zip(record._fields, record, fresh_record) if name not in ('frame', 'reset')]
+  differs = []
+  for trials, *arrays in of_state + of_record:
+    with_past, fresh = (np.moveaxis(array.numpy(), trials, 0) for array in arrays)
+    np.testing.assert_array_equal(with_past[[0, 2]], fresh[[0, 2]])
+    differs.append(not np.array_equal(with_past[[1, 3]], fresh[[1, 3]]))
+  assert np.mean(differs) > 0.9
+
+
+def test_acting_step_by_step_is_unrolling():
+  p = make_problem('begins inside an episode')
+  records = p.window.records
+  _, unrolled = tf.function(p.agent.unroll)(p.weights, p.state, records.frame, records.reset)
+  for name, a, b in zip(records._fields, records, unrolled):
+    np.testing.assert_allclose(a, b, atol=1e-12, err_msg=name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Returns, losses, gradients
+
+
+def test_returns_and_td_errors():
+  p = make_problem('three windows')
+  reward, done, value = p.window.reward.numpy(), p.window.records.reset[1:].numpy(), p.window.records.value.numpy()
+  R = discounted_returns(p.window.reward, tf.constant(done), value[-1], 0.9)
+  np.testing.assert_allclose(R, atari_oracle.returns(reward, done, value[-1], 0.9), rtol=1e-12)
+  assert relative_error(R[-1], reward[-1]) > 0.01 and R[-1, 2] == reward[-1, 2]  # bootstrapped where no episode ended
+  delta = atari_oracle.td_errors(reward, done, value, 0.9)
+  summed = discounted_returns(tf.constant(delta), tf.constant(done), tf.zeros(B, tf.float64), 0.9)
+  np.testing.assert_allclose(summed, R - value[:-1], atol=1e-12)
+
+
+def test_mask_is_one_until_the_first_end():
+  done = tf.constant([[0, 0, 1], [1, 0, 0], [0, 0, 0], [1, 0, 1.]])
+  mask, finished = episode_mask(done, tf.constant([0, 0, 0.]))
+  np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 0], [0, 1, 0], [0, 1, 0]])
+  np.testing.assert_array_equal(finished, [1, 0, 1])
+  mask, finished = episode_mask(done, finished)
+  np.testing.assert_array_equal(mask, [[0, 1, 0]] * 4)
+  np.testing.assert_array_equal(finished, [1, 0, 1])
+
+
+@pytest.mark.parametrize('case', ['episodes end', 'averages over trials', 'three windows', 'random feedback'])
+def test_losses_and_gradients_are_those_of_the_oracle(case):
+  p, neurons, weights, reset, run = of_oracle(case)
+  arrays = (p.window.action.numpy(), p.window.reward.numpy(), p.window.mask.numpy(), reset)
+  result = gradient(case, 'adjoint')
+  expected = atari_oracle.losses(p.agent, p.costs, neurons, run, *arrays)
+  assert np.abs(expected).min() > 1e-3
+  np.testing.assert_allclose(result.losses, expected, rtol=1e-10)
+  np.testing.assert_allclose(result.rate, run.rnn.z.mean((0, 1)), rtol=1e-12)
+  feedback = heads(weights)[0].numpy() if p.feedback is None else p.feedback.numpy()
+  gradients = atari_oracle.eprop(p.agent, p.costs, neurons, weights, run, *arrays, feedback)
+  assert_equal(result.gradients, [gradients[name] for name in Weights._fields])
+
+
+@pytest.mark.parametrize('rule', ['hardcoded', 'autodiff'])
+@pytest.mark.parametrize('case', CASES)
+def test_three_computations_are_one(case, rule):
+  """Summation by parts: returns and TD errors give the same gradient, whatever ends inside the window."""
+  assert_equal(gradient(case, rule).gradients, gradient(case, 'adjoint').gradients)
+  np.testing.assert_allclose(gradient(case, rule).losses, gradient(case, 'adjoint').losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize('rule', ['adjoint', 'hardcoded', 'autodiff'])
+def test_compiled_graphs_give_the_same(rule):
+  """Compiled by XLA as a whole where it may be."""
+  expected, actual = (gradient('begins inside an episode', rule, compiled=compiled) for compiled in (False, True))
+  assert_equal(actual.gradients, expected.gradients)
+  np.testing.assert_allclose(actual.losses, expected.losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize('bptt', [False, True])
+@pytest.mark.parametrize('case', ['averages over trials', 'random feedback'])
+def test_learner_takes_records_one_by_one(case, bptt):
+  p = make_problem(case)
+  records = [type(p.window.records)(*arrays) for arrays in zip(*map(tf.unstack, p.window.records))]
+  result = Learner(p.agent, p.costs, bptt)(p.weights, records, *p.window[1:], feedback=p.feedback)
+  expected = gradient(case, 'bptt_adjoint' if bptt else 'adjoint')
+  assert_equal(result.gradients, expected.gradients)
+  for actual, want in zip(tf.nest.flatten(result[1:]), tf.nest.flatten(expected[1:])):
+    np.testing.assert_allclose(actual, want, rtol=1e-10)
+
+
+@pytest.mark.parametrize('case', ['begins inside an episode', 'averages over trials'])
+def test_bptt_is_autodiff_without_stops(case):
+  assert_equal(gradient(case, 'bptt_adjoint').gradients, gradient(case, 'bptt_autodiff').gradients)
+
+
+def test_bptt_and_eprop_differ():
+  """Except in the heads."""
+  eprop, bptt = (gradient('begins inside an episode', rule).gradients for rule in ('adjoint', 'bptt_adjoint'))
+  for name, a, b in zip(Weights._fields, eprop, bptt):
+    error = relative_error(a, b)
+    assert error < 1e-10 if name in Weights._fields[6:] else error > 1e-2, name
+
+
+@pytest.mark.parametrize('cost', ['baseline_cost', 'entropy_cost', 'rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn'])
+def test_every_cost_counts(cost):
+  """Each changes the gradients it acts on, by a part that the tolerances of this file cannot hide, and no other."""
+  acts_on = dict(baseline_cost=(0, 1, 2, 3, 4, 5, 8, 9), entropy_cost=(4, 5, 6, 7), rate_cost=(4, 5),
+                 voltage_cost_rnn=(4, 5), voltage_cost_cnn=(0, 1, 2, 3))[cost]
+  with_it, without = (gradient('episodes end', 'adjoint', costs).gradients for costs in (COSTS, COSTS._replace(**{cost: 0.0})))
+  for k, (a, b) in enumerate(zip(with_it, without)):
+    changed = np.abs(a - b).max() / np.abs(a).max()
+    assert changed > 1e-3 if k in acts_on else changed < 1e-12, Weights._fields[k]
+
+
+def test_random_feedback_and_symmetric_feedback_differ():
+  """Except in the heads."""
+  symmetric, random = (gradient(case, 'adjoint').gradients for case in ('episodes end', 'random feedback'))
+  for name, a, b in zip(Weights._fields, symmetric, random):
+    assert relative_error(a, b) > 0.1 if name in Weights._fields[:6] else relative_error(a, b) < 1e-10, name
+
+
+@pytest.mark.parametrize('rule', [adjoint, hardcoded])
+def test_finished_episodes_contribute_nothing(rule):
+  """Other actions and rewards after the first end of an episode change nothing, before it they do."""
+  p = make_problem('episodes end')
+  rng = np.random.default_rng(7)
+  after = p.window.mask.numpy() == 0
+  assert 0 < after.sum() < after.size
+  costs = NO_MEANS
+
+  def gradients(reward, action):
+    window = p.window._replace(reward=tf.constant(reward), action=tf.constant(action, tf.int32))
+    result = rule(p.agent, costs, p.weights, window)
+    return (result if rule is adjoint else result[0]).gradients
+
+  reward, action = p.window.reward.numpy(), p.window.action.numpy()
+  expected = gradients(reward, action)
+  assert_equal(gradients(np.where(after, rng.normal(size=after.shape), reward),
+                         np.where(after, (action + 1) % A, action)), expected, 1e-12)
+  assert relative_error(gradients(np.where(after, reward, reward + 1), action)[4], expected[4]) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Traces that are carried from window to window
+
+
+def cut_window(window, first, last):
+  """Steps first ... last - 1 and the frame after them."""
+  records = type(window.records)(*(array[first:last + 1] for array in window.records))
+  return Window(records, window.action[first:last], window.reward[first:last], window.mask[first:last])
+
+
+@pytest.mark.parametrize('case', ['three windows', 'begins inside an episode'])
+def test_carried_traces_give_the_gradient_of_the_long_window(case):
+  """At fixed weights, windows cut inside episodes; without the costs that are means over a window."""
+  p = make_problem(case)
+  whole = gradient(case, 'adjoint', NO_MEANS).gradients
+  traces, carried, truncated = None, [], []
+  for first, last in ((0, 2), (2, 3), (3, N)):
+    window = cut_window(p.window, first, last)
+    result, traces = hardcoded(p.agent, NO_MEANS, p.weights, window, traces)
+    carried.append(result.gradients)
+    truncated.append(hardcoded(p.agent, NO_MEANS, p.weights, window)[0].gradients)
+    assert_equal(truncated[-1], adjoint(p.agent, NO_MEANS, p.weights, window).gradients)
+  assert_equal([np.sum(parts, 0) for parts in zip(*carried)], whole)
+  for name, *parts in zip(Weights._fields, whole, zip(*truncated)):
+    assert relative_error(np.sum(parts[1], 0), parts[0]) > 1e-3, name
+
+
+def test_traces_do_not_grow_with_the_window():
+  p = make_problem('three windows')
+  traces = [hardcoded(p.agent, COSTS, p.weights, cut_window(p.window, 0, last))[1] for last in (2, N)]
+  sizes = [[t.shape for t in tf.nest.flatten(of_window)] for of_window in traces]
+  assert sizes[0] == sizes[1]
