@@ -68,7 +68,7 @@ flags.DEFINE_float('checkpoint_seconds', 20.0, 'seconds between checkpoints; 0: 
 
 # A resumed run may differ in these, which do not change what is computed.
 FREE_FLAGS = ('resume', 'result_dir', 'run_name', 'device', 'show', 'checkpoint_seconds', 'n_iter', 'print_every', 'do_plot',
-              'plot_every', 'device_placement')
+              'plot_every', 'device_placement', 'total_environment_frames')
 
 
 def keep_memory():
