@@ -44,7 +44,8 @@ flags.DEFINE_float('momentum', 0.9, 'momentum without Adam', 0.0, 1.0)
 flags.DEFINE_float('l2', 1e-5, 'L2 regularisation: l2 / 2 times the sum of squares of all that is trained', lower_bound=0.0)
 flags.DEFINE_float('gd_noise', 0.0, 'standard deviation of noise on the gradient', lower_bound=0.0)
 flags.DEFINE_float('input_noise', 0.0, 'standard deviation of noise on the features while training', lower_bound=0.0)
-flags.DEFINE_float('w_noise', 0.0, 'standard deviation of noise on the weights while their gradient is computed', lower_bound=0.0)
+flags.DEFINE_float('w_noise', 0.0, 'standard deviation of noise on the weights while their gradient is computed',
+                   lower_bound=0.0)
 flags.DEFINE_integer('noise_step_start', -1, 'update at which the three noises begin; -1: at the first')
 flags.DEFINE_integer('noise_epoch_start', 1, 'epoch, counted from 1, before which they do not begin')
 flags.DEFINE_float('drop_out_probability', -1.0, 'probability with which drop-out keeps an output; -1: no drop-out')
@@ -195,17 +196,6 @@ def common_settings():
               keep=FLAGS.drop_out_probability if FLAGS.drop_out_probability > 0 else 1.0, grad_clip=FLAGS.grad_clip)
 
 
-def restore(classifier, path):
-  """Gives a classifier the weights of an .npz file."""
-  variables = classifier.variables()
-  arrays = experiment.load_npz(path, list(variables))
-  for name, variable in variables.items():
-    if arrays[name].shape != variable.shape:
-      raise UserError(f'array {name} in {path} has shape {list(arrays[name].shape)}, needed is {variable.shape.as_list()}: '
-                      'give the flags of the run that wrote it')
-    variable.assign(arrays[name])
-
-
 def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, published='not available'):
   """Trains and tests; or, with --checkpoint, only tests.
 
@@ -223,7 +213,7 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
   bounds = bucket_bounds(corpus)
   evaluate = Evaluator(classifier, bounds, n_phones)
   if FLAGS.checkpoint:
-    restore(classifier, FLAGS.checkpoint)
+    experiment.restore(classifier.variables(), FLAGS.checkpoint)
     folder = os.path.join(FLAGS.result_dir, script, 'evaluation_' + os.path.basename(FLAGS.checkpoint).removesuffix('.npz'))
     os.makedirs(folder, exist_ok=True)
     lines, summary = report(folder, classifier, evaluate, corpus, published)
@@ -238,7 +228,7 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     optimizer = keras.optimizers.SGD(FLAGS.lr_init, momentum=FLAGS.momentum)
   optimizer.build(classifier.trainable())
   if FLAGS.load:
-    restore(classifier, FLAGS.load)
+    experiment.restore(classifier.variables(), FLAGS.load)
   update = tf.function(lambda batch, seed, *noise: classifier.update(optimizer, batch, seed, *noise))
 
   weights = classifier.variables()

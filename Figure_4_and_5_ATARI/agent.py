@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 import lsnn
-from spiking_cnn import ConvLIF
 
 
 class Weights(NamedTuple):
@@ -186,13 +185,3 @@ class Agent:
     arrays = [tf.TensorArray(self.dtype, n_steps) for _ in stored]
     _, state, arrays = tf.while_loop(lambda n, *_: n < n_steps, body, (0, state, arrays))
     return state, Record(frames, *(array.stack() for array in arrays))
-
-
-def published_agent(n_actions=3, height=84, width=84, n_rec=400, fraction_adaptive=0.4, dtype='float32'):
-  """The agent of the published runs."""
-  conv1 = ConvLIF((height, width, 1), filters=16, kernel=8, stride=4, pool=8, pool_stride=4)
-  conv2 = ConvLIF(conv1.size, filters=8, kernel=4, stride=1, pool=4, pool_stride=2)
-  n_regular = int(n_rec * (1 - fraction_adaptive))
-  beta = np.where(np.arange(n_rec) < n_regular, 0, 0.1)
-  cell = lsnn.ALIF(n_rec, thr=1.0, tau=15.0, tau_adaptation=70.0, beta=beta, n_refractory=5, dtype=dtype)
-  return Agent(n_actions, conv1, conv2, cell)

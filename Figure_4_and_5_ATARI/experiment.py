@@ -200,6 +200,21 @@ def load_npz(path, required, optional=()):
   return arrays
 
 
+def restore(variables, path):
+  """Gives variables (dict, name: tf.Variable) the arrays of those names in an .npz file.
+
+  Raises:
+    UserError: as `load_npz`, or an array has another shape than its variable.
+  """
+  arrays = load_npz(path, list(variables))
+  for name, variable in variables.items():
+    if arrays[name].shape != variable.shape:
+      raise UserError(f'array {name} in {path} has shape {list(arrays[name].shape)}, needed is {variable.shape.as_list()}: '
+                      'give the flags of the run that wrote it')
+  for name, variable in variables.items():
+    variable.assign(arrays[name])
+
+
 def write_whole(path, write):
   """Calls write(temporary path) and moves the result to path, so that a good file is never replaced by half a one."""
   root, ending = os.path.splitext(path)
@@ -502,7 +517,8 @@ def train_side_by_side(script, runs, n_parallel):
     for n_done, future in enumerate(concurrent.futures.as_completed(futures), 1):
       if future.result():
         folder = futures[future]
-        print(f'warning: {os.path.basename(folder)} ended with exit code {future.result()}: see {folder}/log.txt', file=sys.stderr)
+        print(f'warning: {os.path.basename(folder)} ended with exit code {future.result()}: see {folder}/log.txt',
+              file=sys.stderr)
       yield n_done
 
 

@@ -33,7 +33,7 @@ flags.adopt_module_key_flags(experiment)
 
 flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'train an agent, or play games with --checkpoint')
 flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop'], 'published values, or those that learn fastest on two cores')
-flags.DEFINE_string('checkpoint', None, 'weights (.npz) to evaluate; their shapes must fit the other flags')
+flags.DEFINE_string('checkpoint', None, 'weights (.npz) to evaluate, or to begin training with')
 flags.DEFINE_string('comment', '', 'a note, kept in config.json')
 # Games
 flags.DEFINE_string('level_name', 'atari/pong', 'atari/NAME, catch or catch_cue_delay')
@@ -94,6 +94,7 @@ flags.DEFINE_bool('do_plot', True, 'draw the figures')
 flags.DEFINE_bool('save_anim', False, 'write an animation of the recorded game')
 flags.DEFINE_enum('anim_format', 'gif', ['gif', 'mp4'], 'its format')
 
+# What has been tried on Catch so far; --preset=laptop is not settled.
 LAPTOP = dict(epsilon=1e-5, reg_factor_cnn=1.0)
 COLUMNS = ('frames', 'score', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy', 'rate_loss',
            'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len', 'frames_per_s')
@@ -112,8 +113,8 @@ def make_environment(n_envs):
 def make_agent(n_actions):
   """The agent that the flags ask for."""
   try:
-    conv1 = ConvLIF((84, 84, 1), FLAGS.n_filters_1, FLAGS.n_kernel_1, FLAGS.stride_1, FLAGS.avg_pool_1_k, FLAGS.avg_pool_1_stride,
-                    FLAGS.tau_scnn, FLAGS.thr_scnn)
+    conv1 = ConvLIF((84, 84, 1), FLAGS.n_filters_1, FLAGS.n_kernel_1, FLAGS.stride_1, FLAGS.avg_pool_1_k,
+                    FLAGS.avg_pool_1_stride, FLAGS.tau_scnn, FLAGS.thr_scnn)
     conv2 = ConvLIF(conv1.size, FLAGS.n_filters_2, FLAGS.n_kernel_2, FLAGS.stride_2, FLAGS.avg_pool_2_k,
                     FLAGS.avg_pool_2_stride, FLAGS.tau_scnn, FLAGS.thr_scnn)
     n_regular = FLAGS.n_rec - round(FLAGS.fraction_adaptive * FLAGS.n_rec)
@@ -126,13 +127,17 @@ def make_agent(n_actions):
 
 
 def make_learner(agent, weights):
-  """A function of Played, rewards [N, B] and mask [N, B] that returns the Result of a window, and a function that makes it forget
-  the windows before."""
+  """How a window is learned from.
+
+  Returns:
+    A function of Played, rewards [N, B] and mask [N, B] that returns a Result, and one that makes it forget earlier windows.
+  """
   costs = Costs(**{name: getattr(FLAGS, name) for name in Costs._fields})
   bptt = not FLAGS.use_eprop
   if FLAGS.eprop_impl == 'adjoint':
     learner = Learner(agent, costs, bptt)
-    return lambda played, reward, mask: learner(weights, played.records, tf.constant(played.action), reward, mask), lambda: None
+    learn = lambda played, reward, mask: learner(weights, played.records, tf.constant(played.action), reward, mask)
+    return learn, lambda: None
   if FLAGS.eprop_impl == 'autodiff':
     compiled = tf.function(lambda *arguments: autodiff(agent, costs, weights, *arguments, bptt=bptt))
     return lambda played, reward, mask: compiled(played.window(reward, mask), played.state), lambda: None
@@ -195,7 +200,7 @@ def train():
   agent = make_agent(environment.n_actions)
   weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
   if FLAGS.checkpoint:
-    restore(weights, FLAGS.checkpoint)
+    experiment.restore(weights._asdict(), FLAGS.checkpoint)
   dtype = np.dtype(FLAGS.dtype).type
   optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
   optimizer.build(trained(weights))
@@ -223,41 +228,36 @@ def train():
     if n_frames + played >= FLAGS.total_environment_frames:
       run.stop()
 
-  run.finish({name: w.numpy() for name, w in weights._asdict().items()}, dict(report(run.folder, player, weights), frames=int(frames)),
-             [f'after {int(frames):,} frames'])
-
-
-def restore(weights, path):
-  """Gives the weights the arrays of an .npz file."""
-  arrays = experiment.load_npz(path, Weights._fields)
-  for name, variable in weights._asdict().items():
-    if arrays[name].shape != variable.shape:
-      raise UserError(f'array {name} in {path} has shape {list(arrays[name].shape)}, needed is {variable.shape.as_list()}: '
-                      'give the game and the sizes of the run that wrote it')
-    variable.assign(arrays[name])
+  lines, summary = report(run.folder, player, weights)
+  run.finish({name: w.numpy() for name, w in weights._asdict().items()}, dict(summary, frames=int(frames)),
+             [f'after {int(frames):,} frames', *lines])
 
 
 def report(folder, player, weights):
   """Evaluates over whole games, records one, draws the figures.
 
   Returns:
-    Numbers for summary.json.
+    Lines to print; numbers for summary.json.
   """
   player.environment.set_max_episode_len(FLAGS.eval_max_episode_len)
   scores, lengths = playing.evaluate(player, weights, FLAGS.eval_episodes, FLAGS.seed, rng('evaluation'))
   summary = dict(score=scores.mean(), score_sd=scores.std(ddof=1) if len(scores) > 1 else 0.0, games=len(scores),
                  episode_len=lengths.mean())
+  published = 'about 10 after about 3 days' if FLAGS.level_name == 'atari/pong' else 'not available'
+  score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
+  lines = [f'{score}, {lengths.mean():.0f} agent steps each', f'published:  {published}']
   if FLAGS.do_plot:
     game = playing.record_game(player, weights, FLAGS.eval_length, FLAGS.discounting, FLAGS.seed, rng('recording'))
     game |= dict(action_names=np.array(player.environment.action_meanings), seconds_per_step=FLAGS.num_action_repeats / 60,
-                 title=f'{FLAGS.level_name}: score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)')
+                 title=f'{FLAGS.level_name}: {score}')
     experiment.write_whole(os.path.join(folder, 'game.npz'), lambda path: np.savez_compressed(path, **game))
     plots.game(game, os.path.join(folder, 'game.png'), FLAGS.show)
     if os.path.exists(os.path.join(folder, 'metrics.csv')):
       plots.learning_curve(os.path.join(folder, 'metrics.csv'), os.path.join(folder, 'learning_curve.png'), FLAGS.level_name)
     if FLAGS.save_anim:
       plots.animate(game, os.path.join(folder, f'game.{FLAGS.anim_format}'))
-  return summary
+    lines.append(f'figure:     {os.path.join(folder, "game.png")}')
+  return lines, summary
 
 
 def evaluate():
@@ -267,13 +267,12 @@ def evaluate():
   environment = make_environment(min(FLAGS.parallel_episodes, FLAGS.eval_episodes))
   agent = make_agent(environment.n_actions)
   weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
-  restore(weights, FLAGS.checkpoint)
+  experiment.restore(weights._asdict(), FLAGS.checkpoint)
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or 'evaluation')
   os.makedirs(folder, exist_ok=True)
-  summary = report(folder, playing.Player(agent, environment), weights)
+  lines, summary = report(folder, playing.Player(agent, environment), weights)
   experiment.write_json(os.path.join(folder, 'evaluation.json'), summary)
-  print(f'score {summary["score"]:.2f} (sd {summary["score_sd"]:.2f}) over {summary["games"]} games of '
-        f'{summary["episode_len"]:.0f} agent steps\nresults:    {folder}')
+  print('\n'.join([*lines, f'results:    {folder}']))
 
 
 def main():
@@ -281,6 +280,8 @@ def main():
                          max_episode_len_jitter=0, eval_episodes=2, eval_length=10)
   if FLAGS.preset == 'laptop':
     experiment.preset(**LAPTOP)
+  if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
+    raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   with experiment.device():
     {'train': train, 'eval': evaluate}[FLAGS.mode]()
 

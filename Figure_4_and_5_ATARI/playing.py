@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from actor_critic import Window
+from actor_critic import Window, discounted_returns
 from agent import Record
 
 
@@ -138,14 +138,12 @@ def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
     policy = tf.nn.softmax(logits[0]).numpy()
     threshold = cell.thr + beta * record.a[:, 0].numpy()
     reward, done = player.step(weights, sample(logits, rng))
-    for name, value in zip(columns, (record.frame[0].numpy(), policy, float(record.value[0]), record.h[:, 0].numpy() > 0,
+    for name, value in zip(columns, (record.frame[0].numpy(), policy, record.value[0].numpy(), record.h[:, 0].numpy() > 0,
                                      threshold[:, adaptive], reward[0], done[0])):
       columns[name].append(value)
   arrays = {name: np.array(values) for name, values in columns.items()}
-  returns, following = np.zeros(n_steps), float(player.value[0])
-  for n in reversed(range(n_steps)):
-    following = arrays['rewards'][n] + discount * (1 - arrays['done'][n]) * following
-    returns[n] = following
+  dtype = arrays['value'].dtype
+  returns = discounted_returns(arrays['rewards'].astype(dtype), arrays['done'].astype(dtype), player.value[0], discount)
   for name in ('spikes', 'thresholds'):
     arrays[name] = arrays[name].reshape(-1, arrays[name].shape[-1])
-  return dict(arrays, returns=returns, n_regular=int(np.sum(beta == 0)))
+  return dict(arrays, returns=returns.numpy(), n_regular=int(np.sum(beta == 0)))

@@ -1,4 +1,4 @@
-"""Figures 4 and 5 from saved arrays: a game with the agent's policy, value and spikes, learning curves, animations. No TensorFlow.
+"""Figures 4 and 5 from saved arrays: a game with policy, value and spikes, learning curves, animations. No TensorFlow.
 
   python plots.py results/main/<run>/game.npz        draws game.png beside it once more
 """
@@ -43,9 +43,9 @@ def game(record, path, show=False):
 
   Args:
     record: dict of arrays of M agent steps: screens uint8 [M, ...] grey or RGB, policy [M, A], value [M], returns [M]
-      (discounted, of the rewards that followed), rewards [M], done bool [M], spikes bool [M n, N] over the network steps, n_regular
-      (the first neurons are LIF, the others ALIF), thresholds [M n, N_shown] of some ALIF neurons, action_names [A],
-      seconds_per_step, title.
+      (discounted, of the rewards that followed), rewards [M], done bool [M], spikes bool [M n, N] over the network steps,
+      n_regular (the first neurons are LIF, the others ALIF), thresholds [M n, N_shown] of some ALIF neurons,
+      action_names [A], seconds_per_step, title.
     path: PNG to write.
     show: bring up the window as well.
   """

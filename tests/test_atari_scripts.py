@@ -14,8 +14,8 @@ SMALL = ['--n_rec=20', '--n_filters_1=3', '--n_filters_2=2', '--n_rnn_step_facto
 
 def call(*arguments, expect=0):
   """Runs the program to its end; returns it with its output as text."""
-  done = subprocess.run([sys.executable, str(MAIN), '--smoke', *map(str, arguments)], capture_output=True, text=True, timeout=600,
-                        check=False)
+  done = subprocess.run([sys.executable, str(MAIN), '--smoke', *map(str, arguments)], capture_output=True, text=True,
+                        timeout=600, check=False)
   assert done.returncode == expect, done.stdout + done.stderr
   return done
 
@@ -31,6 +31,8 @@ def test_smoke_and_evaluation(tmp_path):
   for name in ('config.json', 'summary.json', 'final_weights.npz', 'game.png', 'game.npz', 'game.gif', 'learning_curve.png'):
     assert (run / name).stat().st_size > 0, name
   assert -1 <= json.loads((run / 'summary.json').read_text())['score'] <= 1
+  with np.load(run / 'final_weights.npz') as weights:  # published sizes
+    assert weights['w_in'].shape == (2312, 400) and weights['w_policy'].shape == (1048, 3)
   done = call('--level_name=catch', '--mode=eval', f'--checkpoint={run}/final_weights.npz', '--do_plot=False',
               f'--result_dir={tmp_path}')
   evaluation = json.loads((tmp_path / 'main' / 'evaluation' / 'evaluation.json').read_text())
@@ -53,7 +55,8 @@ def test_all_computations_agree(tmp_path):
 @pytest.mark.parametrize('flags, words', [
     (['--level_name=atari/chess'], 'chess'), (['--level_name=catch', '--mode=eval'], '--checkpoint'),
     (['--level_name=catch', '--mode=eval', '--checkpoint=nowhere.npz'], 'nowhere.npz'),
-    (['--level_name=catch', '--n_kernel_1=100'], 'kernel'), (['--level_name=catch', '--discounting=2'], 'discounting')], ids=str)
+    (['--level_name=catch', '--n_kernel_1=100'], 'kernel'), (['--level_name=catch', '--discounting=2'], 'discounting'),
+    (['--level_name=catch', '--nouse_eprop', '--eprop_impl=hardcoded'], 'e-prop only')], ids=str)
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words):
   done = call(*flags, f'--result_dir={tmp_path}', expect=2)
   errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]

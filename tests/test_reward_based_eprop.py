@@ -12,7 +12,7 @@ FIGURE_4 = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATAR
 sys.path.append(str(FIGURE_4))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
 from actor_critic import Costs, Window, discounted_returns, episode_mask
-from agent import Agent, Weights, heads, published_agent
+from agent import Agent, Weights, heads
 import atari_oracle
 import lsnn
 from online_reward_based_eprop import hardcoded
@@ -37,6 +37,15 @@ def make_agent():
   conv2 = ConvLIF(conv1.size, filters=2, kernel=2, stride=1, pool=2, pool_stride=2)
   constants = {name: value for name, value in NEURONS.items() if name != 'n'}
   return Agent(A, conv1, conv2, lsnn.ALIF(NEURONS['n'], **constants, dtype='float64'), n_repeat=S)
+
+
+def published_agent():
+  """The agent of the published runs, which is that of main.py's defaults."""
+  conv1 = ConvLIF((84, 84, 1), filters=16, kernel=8, stride=4, pool=8, pool_stride=4)
+  conv2 = ConvLIF(conv1.size, filters=8, kernel=4, stride=1, pool=4, pool_stride=2)
+  cell = lsnn.ALIF(400, thr=1.0, tau=15.0, tau_adaptation=70.0, beta=np.repeat([0, 0.1], [240, 160]), n_refractory=5,
+                   dtype='float32')
+  return Agent(3, conv1, conv2, cell)
 
 
 class Problem(NamedTuple):

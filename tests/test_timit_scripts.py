@@ -105,7 +105,8 @@ def test_two_commands_from_timit_as_the_ldc_ships_it(tmp_path):
 
 
 def test_noise_begins_with_its_epoch_and_leaves_the_weights(dataset, tmp_path):
-  flags = ['--model=lsnn', '--n_neuron=20', '--n_repeat=2', '--batch=2', '--plot=False', f'--dataset={dataset}', f'--result_dir={tmp_path}']
+  flags = ['--model=lsnn', '--n_neuron=20', '--n_repeat=2', '--batch=2', '--plot=False', f'--dataset={dataset}',
+           f'--result_dir={tmp_path}']
   noise = ['--input_noise=0.3', '--w_noise=0.1', '--gd_noise=0.1']
 
   def losses(name, *more):
@@ -123,7 +124,8 @@ def test_noise_begins_with_its_epoch_and_leaves_the_weights(dataset, tmp_path):
   assert noisy[:per_epoch] == quiet[:per_epoch] and all(a != b for a, b in zip(noisy[per_epoch:], quiet[per_epoch:]))
   # Begun with the weights of a run and a learning rate of 0, only the losses show the noise.
   saved = f'--load={tmp_path}/{CTC}/quiet/final_weights.npz'
-  assert losses('begun', '--n_epochs=1', '--lr_init=0', saved) != losses('begun_noisy', '--n_epochs=1', '--lr_init=0', saved, *noise)
+  begun = ['--n_epochs=1', '--lr_init=0', saved]
+  assert losses('begun', *begun) != losses('begun_noisy', *begun, *noise)
   for name in ('begun', 'begun_noisy'):
     assert all(np.array_equal(array, weights('quiet')[key]) for key, array in weights(name).items())
 
