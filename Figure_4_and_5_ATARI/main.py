@@ -5,8 +5,9 @@
   python main.py --level_name=atari/pong                         the published values
   python main.py --mode=eval --checkpoint=FILE.npz --level_name=atari/pong
 
-An update plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps, adds up the windows'
-gradients, and then changes the weights once. Steps after an environment's first episode count for nothing.
+An iteration plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps. It adds up the windows'
+gradients and changes the weights once, and steps after an environment's first episode count for nothing; or, with
+--noapply_after_end, it changes them after each window, and all steps count. Then all games begin anew.
 """
 import os
 import time
@@ -32,8 +33,13 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
 
 flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'train an agent, or play games with --checkpoint')
-flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop'], 'published values, or those that learn fastest on two cores')
-flags.DEFINE_string('checkpoint', None, 'weights (.npz) to evaluate, or to begin training with')
+flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'fishing_derby'], 'published values, those that learn fastest on two '
+                  'cores, or published values with the size for Fishing Derby')
+flags.DEFINE_string('checkpoint', None, 'weights (.npz) to evaluate')
+flags.DEFINE_string('restore_from', '', 'weights (.npz) to begin training with')
+flags.DEFINE_string('restore_cnn_from', '', 'weights (.npz) of which to take the convolutional layers')
+flags.DEFINE_bool('resume_max_episode_len', True, 'with --restore_from, go on with the schedule of episode lengths where that '
+                  'training was')
 flags.DEFINE_string('comment', '', 'a note, kept in config.json')
 # Games
 flags.DEFINE_string('level_name', 'atari/pong', 'atari/NAME, catch or catch_cue_delay')
@@ -47,6 +53,9 @@ flags.DEFINE_float('increase_episode_len_every', 7e7, 'frames between two increa
 flags.DEFINE_float('increase_episode_len_by', 1, 'by how much the cubic root of the length grows', lower_bound=0)
 flags.DEFINE_float('repeat_action_probability', 0.25, 'probability that the emulator repeats the last action', 0.0, 1.0)
 flags.DEFINE_integer('noop_max', 29, 'most frames without action at the beginning of a game', lower_bound=0)
+flags.DEFINE_bool('maxpool', False, 'show the maximum of the last two emulator frames instead of the last')
+flags.DEFINE_bool('fire_reset', False, 'press the button at the beginning of a game')
+flags.DEFINE_float('reward_scale', 1.0, 'factor of the clipped rewards that are learned from')
 flags.DEFINE_integer('emulator_threads', 0, 'threads of the emulators, worth it from four cores on; 0: none of their own',
                      lower_bound=0)
 # Network
@@ -69,6 +78,7 @@ flags.DEFINE_float('dampening_factor', 0.3, 'height of the LSNN\'s pseudo-deriva
 # Learning
 flags.DEFINE_bool('use_eprop', True, 'e-prop; else BPTT')
 flags.DEFINE_enum('eprop_impl', 'adjoint', ['adjoint', 'hardcoded', 'autodiff'], 'how e-prop\'s gradient is computed')
+flags.DEFINE_bool('apply_after_end', True, 'change the weights when all episodes have ended; else after each window')
 flags.DEFINE_integer('unroll_length', 100, 'agent steps per window', lower_bound=1)
 flags.DEFINE_bool('cell_train', True, 'train the whole network, not only the heads')
 flags.DEFINE_float('learning_rate', 1e-3, 'learning rate of Adam', lower_bound=0)
@@ -86,7 +96,11 @@ flags.DEFINE_enum('voltage_reg_method', 'avg_time', list(VOLTAGE_METHODS), 'what
                   'over')
 flags.DEFINE_float('reg_factor_cnn', 1e8, 'by what the convolutional layers\' gradient of policy and value is divided')
 # Output
-flags.DEFINE_integer('print_every', 10, 'updates between two printed lines', lower_bound=1)
+flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines', lower_bound=1)
+flags.DEFINE_float('log_every', 5e6, 'frames between two recorded games with figures', lower_bound=1)
+flags.DEFINE_float('save_every', 1e7, 'frames between two sets of weights to keep', lower_bound=1)
+flags.DEFINE_bool('save_observations', False, 'write what each window showed: frames, rewards, ends')
+flags.DEFINE_bool('export_image_data', False, 'write the screens of each recorded game')
 flags.DEFINE_integer('eval_episodes', 32, 'whole games to evaluate with', lower_bound=1)
 flags.DEFINE_integer('eval_max_episode_len', 27000, 'agent steps after which an evaluated game is stopped', lower_bound=1)
 flags.DEFINE_integer('eval_length', 200, 'agent steps of the recorded game', lower_bound=1)
@@ -94,17 +108,25 @@ flags.DEFINE_bool('do_plot', True, 'draw the figures')
 flags.DEFINE_bool('save_anim', False, 'write an animation of the recorded game')
 flags.DEFINE_enum('anim_format', 'gif', ['gif', 'mp4'], 'its format')
 
-# What has been tried on Catch so far; --preset=laptop is not settled.
-LAPTOP = dict(epsilon=1e-5, reg_factor_cnn=1.0)
-COLUMNS = ('frames', 'score', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy', 'rate_loss',
-           'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len', 'frames_per_s')
+PRESETS = {
+    'paper': {},
+    'fishing_derby': dict(level_name='atari/fishing_derby', n_rec=300),  # 180 LIF and 120 ALIF neurons
+    # Adam as usual, rewards train the convolutional layers, too, updates after each short window, whole games. README.md: why.
+    'laptop': dict(epsilon=1e-5, reg_factor_cnn=1.0, apply_after_end=False, unroll_length=20, max_episode_len=1000,
+                   use_cubic_schedule=False),
+}
+LAPTOP_CATCH = dict(PRESETS['laptop'], apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0)
+SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
+COLUMNS = ('frames', 'score', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy',
+           'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len',
+           'frames_per_s')
 
 
 def make_environment(n_envs):
   """The environments that the flags ask for."""
   settings = environments.Settings(
       frame_skip=FLAGS.num_action_repeats, repeat_action_probability=FLAGS.repeat_action_probability, noop_max=FLAGS.noop_max,
-      threaded=FLAGS.emulator_threads > 0, n_threads=max(1, FLAGS.emulator_threads), max_episode_len=FLAGS.max_episode_len,
+      maxpool=FLAGS.maxpool, fire_reset=FLAGS.fire_reset, threaded=FLAGS.emulator_threads > 0, n_threads=max(1, FLAGS.emulator_threads), max_episode_len=FLAGS.max_episode_len,
       max_episode_len_jitter=FLAGS.max_episode_len_jitter, increase_episode_len_every=FLAGS.increase_episode_len_every,
       increase_episode_len_by=FLAGS.increase_episode_len_by)
   return environments.make(FLAGS.level_name, n_envs, FLAGS.seed, settings)
@@ -157,50 +179,80 @@ def trained(weights):
   return list(weights if FLAGS.cell_train else weights[6:])
 
 
-def play_and_learn(player, learn, weights, update):
-  """The episodes of one update.
+def play_and_learn(player, learn, update, weights, iteration, folder):
+  """The episodes of one iteration.
 
   Args:
     player: playing.Player.
     learn: from `make_learner`.
-    weights: Weights.
-    update: its number, on which everything random depends.
+    update: function of gradients, loss and rate that changes the weights.
+    weights: Weights of variables.
+    iteration: its number, on which everything random depends.
+    folder: of the run.
 
   Returns:
-    Summed gradients; a row of metrics.csv, without frames, learning rate and speed; how many agent steps were played.
+    A row of metrics.csv, without frames, learning rate and speed; how many agent steps were played.
   """
-  generator = rng('episodes', update)
+  generator = rng('episodes', iteration)
   player.begin(weights, int(generator.integers(2 ** 31)))
   finished = tf.zeros(FLAGS.parallel_episodes, FLAGS.dtype)
-  gradients, losses, score, clipped, length, entropy, rates = None, 0, 0, 0, 0, 0, []
+  gradients, losses, score, early, clipped, length, entropy, rates = None, 0, 0, 0, 0, 0, 0, []
   while not np.all(finished):
+    step = len(rates) * FLAGS.unroll_length
     played = player.window(weights, FLAGS.unroll_length, generator)
     mask, finished = episode_mask(tf.cast(played.done, FLAGS.dtype), finished)
     reward = np.clip(played.score, -1, 1).astype(FLAGS.dtype)
-    result = learn(played, tf.constant(reward), mask)
-    gradients = result.gradients if gradients is None else [a + b for a, b in zip(gradients, result.gradients)]
-    losses += np.array([float(loss) for loss in result.losses])
+    result = learn(played, tf.constant(FLAGS.reward_scale * reward), mask if FLAGS.apply_after_end else tf.ones_like(mask))
+    window_losses = np.array([float(loss) for loss in result.losses])
+    losses += window_losses
+    rates.append(result.rate.numpy().mean())
+    if FLAGS.save_observations:
+      playing.save_window(os.path.join(folder, f'observations_{iteration}_{len(rates)}.npz'), played)
+    if not FLAGS.apply_after_end:
+      update(result.gradients, window_losses.sum(), rates[-1])
+      player.look_again(weights)
+    elif gradients is None:
+      gradients = result.gradients
+    else:
+      gradients = [a + b for a, b in zip(gradients, result.gradients)]
     mask = mask.numpy()
     score += (mask * played.score).sum(0)
+    early += (mask * played.score)[:max(0, SHORT - step)].sum(0)
     clipped += (mask * reward).sum(0)
     length += mask.sum(0)
     log_pi = tf.nn.log_softmax(tf.stack([record.logits for record in played.records[:-1]])).numpy()
     entropy -= (mask * (np.exp(log_pi) * log_pi).sum(-1)).sum()
-    rates.append(result.rate.numpy().mean())
+  if FLAGS.apply_after_end:
+    update(Weights(*gradients), losses.sum(), np.mean(rates))
   losses = Losses(*losses)
-  row = dict(score=score.mean(), return_clipped=clipped.mean(), episode_len=length.mean(), policy_loss=losses.policy,
-             value_loss=losses.value, entropy=entropy / length.sum(), rate_loss=losses.rate,
+  row = dict(score=score.mean(), return_200=early.mean(), return_clipped=clipped.mean(), episode_len=length.mean(),
+             policy_loss=losses.policy, value_loss=losses.value, entropy=entropy / length.sum(), rate_loss=losses.rate,
              voltage_rnn_loss=losses.voltage_rnn, voltage_cnn_loss=losses.voltage_cnn, rate_lsnn=np.mean(rates))
-  return gradients, row, len(rates) * FLAGS.unroll_length
+  return row, len(rates) * FLAGS.unroll_length
+
+
+def initial_weights(agent):
+  """Variables, at random or as --restore_from and --restore_cnn_from have them.
+
+  Returns:
+    Weights; the emulator frames after which the schedule of episode lengths begins.
+  """
+  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
+  frames = 0
+  if FLAGS.restore_from:
+    experiment.restore(weights._asdict(), FLAGS.restore_from)
+    if FLAGS.resume_max_episode_len:
+      frames = int(experiment.load_npz(FLAGS.restore_from, [], ['frames']).get('frames', 0))
+  if FLAGS.restore_cnn_from:
+    experiment.restore(dict(zip(Weights._fields[:4], weights)), FLAGS.restore_cnn_from)
+  return weights, frames
 
 
 def train():
   """Trains an agent."""
   environment = make_environment(FLAGS.parallel_episodes)
   agent = make_agent(environment.n_actions)
-  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
-  if FLAGS.checkpoint:
-    experiment.restore(weights._asdict(), FLAGS.checkpoint)
+  weights, frames_before = initial_weights(agent)
   dtype = np.dtype(FLAGS.dtype).type
   optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
   optimizer.build(trained(weights))
@@ -209,28 +261,53 @@ def train():
   run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, **state))
   learn, forget = make_learner(agent, weights)
   player = playing.Player(agent, environment)
+  arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=int(frames) + frames_before)
 
-  for update in run.iterations(None, FLAGS.print_every):
+  for iteration in run.iterations(None, FLAGS.print_every):
     start = time.time()
     n_frames = int(frames)
     if FLAGS.use_cubic_schedule:
-      environment.follow_schedule(n_frames)
+      environment.follow_schedule(n_frames + frames_before)
     rate = FLAGS.learning_rate * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
     optimizer.learning_rate.assign(rate)
     forget()
-    gradients, row, n_steps = play_and_learn(player, learn, weights, update)
-    run.guard(update, row['policy_loss'] + row['value_loss'], row['rate_lsnn'])
-    optimizer.apply(trained(Weights(*gradients)), trained(weights))
+
+    def update(gradients, loss, spikes):
+      run.guard(iteration, loss, spikes)
+      optimizer.apply(trained(gradients), trained(weights))
+
+    row, n_steps = play_and_learn(player, learn, update, weights, iteration, run.folder)
     played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
     frames.assign_add(played)
-    run.log(update, frames=n_frames + played, **row, learning_rate=rate, max_episode_len=environment.max_episode_len,
+    run.log(iteration, frames=n_frames + played, **row, learning_rate=rate, max_episode_len=environment.max_episode_len,
             frames_per_s=played / (time.time() - start))
+    passed = lambda every: (n_frames + played) // every > n_frames // every
+    if passed(FLAGS.save_every):
+      experiment.write_whole(run.path(f'weights_{n_frames + played}.npz'), lambda path: np.savez(path, **arrays()))
+    if FLAGS.do_plot and passed(FLAGS.log_every):
+      draw(run.folder, f'_{(n_frames + played) // 1000}k', player, weights, f'after {n_frames + played:,} frames')
     if n_frames + played >= FLAGS.total_environment_frames:
       run.stop()
 
   lines, summary = report(run.folder, player, weights)
-  run.finish({name: w.numpy() for name, w in weights._asdict().items()}, dict(summary, frames=int(frames)),
-             [f'after {int(frames):,} frames', *lines])
+  run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines])
+
+
+def draw(folder, ending, player, weights, title):
+  """Records a game and draws the figures of it, game<ending>.png and others, and of the run."""
+  game = playing.record_game(player, weights, FLAGS.eval_length, FLAGS.discounting, FLAGS.seed, rng('recording'))
+  game |= dict(action_names=np.array(player.environment.action_meanings), seconds_per_step=FLAGS.num_action_repeats / 60,
+               title=f'{FLAGS.level_name}: {title}')
+  path = lambda name: os.path.join(folder, name)
+  plots.game(game, path(f'game{ending}.png'), FLAGS.show)
+  if FLAGS.export_image_data:
+    experiment.write_whole(path(f'screens{ending}.npz'), lambda part: np.savez_compressed(part, screens=game['screens']))
+  if FLAGS.save_anim:
+    plots.animate(game, path(f'game{ending}.{FLAGS.anim_format}'))
+  if os.path.exists(path('metrics.csv')):
+    plots.learning_curve(path('metrics.csv'), path('learning_curve.png'), FLAGS.level_name)
+  if not ending:
+    experiment.write_whole(path('game.npz'), lambda part: np.savez_compressed(part, **game))
 
 
 def report(folder, player, weights):
@@ -247,15 +324,7 @@ def report(folder, player, weights):
   score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
   lines = [f'{score}, {lengths.mean():.0f} agent steps each', f'published:  {published}']
   if FLAGS.do_plot:
-    game = playing.record_game(player, weights, FLAGS.eval_length, FLAGS.discounting, FLAGS.seed, rng('recording'))
-    game |= dict(action_names=np.array(player.environment.action_meanings), seconds_per_step=FLAGS.num_action_repeats / 60,
-                 title=f'{FLAGS.level_name}: {score}')
-    experiment.write_whole(os.path.join(folder, 'game.npz'), lambda path: np.savez_compressed(path, **game))
-    plots.game(game, os.path.join(folder, 'game.png'), FLAGS.show)
-    if os.path.exists(os.path.join(folder, 'metrics.csv')):
-      plots.learning_curve(os.path.join(folder, 'metrics.csv'), os.path.join(folder, 'learning_curve.png'), FLAGS.level_name)
-    if FLAGS.save_anim:
-      plots.animate(game, os.path.join(folder, f'game.{FLAGS.anim_format}'))
+    draw(folder, '', player, weights, score)
     lines.append(f'figure:     {os.path.join(folder, "game.png")}')
   return lines, summary
 
@@ -266,7 +335,7 @@ def evaluate():
     raise UserError('--mode=eval needs --checkpoint=FILE.npz, the final_weights.npz of a run')
   environment = make_environment(min(FLAGS.parallel_episodes, FLAGS.eval_episodes))
   agent = make_agent(environment.n_actions)
-  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
+  weights, _ = initial_weights(agent)
   experiment.restore(weights._asdict(), FLAGS.checkpoint)
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or 'evaluation')
   os.makedirs(folder, exist_ok=True)
@@ -278,8 +347,8 @@ def evaluate():
 def main():
   experiment.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
                          max_episode_len_jitter=0, eval_episodes=2, eval_length=10)
-  if FLAGS.preset == 'laptop':
-    experiment.preset(**LAPTOP)
+  is_catch = FLAGS.level_name in environments.CATCH_VISIBLE
+  experiment.preset(**LAPTOP_CATCH if FLAGS.preset == 'laptop' and is_catch else PRESETS[FLAGS.preset])
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   with experiment.device():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+import experiment
 from actor_critic import Window, discounted_returns
 from agent import Record
 
@@ -49,6 +50,11 @@ class Player:
     self._see(weights, frame, np.ones(len(frame)), state)
     self._window_state, self._records = state, [self.record]
 
+  def look_again(self, weights):
+    """Has the agents see the last frame once more, with weights that have changed since: the next window begins with it."""
+    self._see(weights, self.record.frame, self.record.reset, self.state_before)
+    self._records = [self.record]
+
   def step(self, weights, action):
     """One agent step. Returns true rewards [B] and done bool [B]."""
     frame, reward, terminated, truncated = self.environment.step(action)
@@ -70,7 +76,7 @@ class Player:
       rng: numpy Generator of the actions.
 
     Returns:
-      Played. The next window's first record is this one's last: the weights must not change in between.
+      Played. The next window's first record is this one's last: if the weights change in between, `look_again` first.
     """
     actions, scores, dones = [], [], []
     before = self._window_state
@@ -82,6 +88,13 @@ class Player:
       self._records.append(self.record)
     records, self._records, self._window_state = self._records, self._records[-1:], self.state_before
     return Played(before, records, np.array(actions, np.int32), np.array(scores), np.array(dones))
+
+
+def save_window(path, played):
+  """Writes the frames [N + 1, B, 84, 84], true rewards and ends [N, B] of Played as .npz."""
+  observation = np.stack([record.frame for record in played.records])
+  experiment.write_whole(path, lambda part: np.savez_compressed(part, observation=observation, reward=played.score,
+                                                                done=played.done))
 
 
 def evaluate(player, weights, n_episodes, seed, rng):
@@ -137,8 +150,9 @@ def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
     record, logits = player.record, player.logits.numpy()
     policy = tf.nn.softmax(logits[0]).numpy()
     threshold = cell.thr + beta * record.a[:, 0].numpy()
+    screen = player.environment.screen()
     reward, done = player.step(weights, sample(logits, rng))
-    for name, value in zip(columns, (record.frame[0].numpy(), policy, record.value[0].numpy(), record.h[:, 0].numpy() > 0,
+    for name, value in zip(columns, (screen, policy, record.value[0].numpy(), record.h[:, 0].numpy() > 0,
                                      threshold[:, adaptive], reward[0], done[0])):
       columns[name].append(value)
   arrays = {name: np.array(values) for name, values in columns.items()}
