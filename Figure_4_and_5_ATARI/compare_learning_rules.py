@@ -1,0 +1,143 @@
+"""Compares agents over seeds on Catch: all neurons, LIF neurons alone, the readout alone, BPTT.
+
+  python compare_learning_rules.py --level_name=catch --rules=eprop
+  python compare_learning_rules.py --level_name=catch_cue_delay
+  python compare_learning_rules.py --level_name=catch_cue_delay --replot    the figure from the CSV, no training
+
+Every run is one call of main.py. Stopped at any moment, the same command goes on: finished runs are kept, an unfinished one
+resumes from its checkpoint. Seeds are the outer loop, so that every agent has one seed first.
+"""
+import csv
+import json
+import os
+
+import experiment
+from absl import flags
+import numpy as np
+
+import catch
+import environments
+import plots
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(experiment)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RULES = {  # flags of main.py
+    'eprop': [],
+    'lif': ['--fraction_adaptive=0'],
+    'readout': ['--cell_train=False'],
+    'bptt': ['--nouse_eprop'],
+}
+COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
+           'peak_memory_mb')
+CURVE = ('rule', 'seed', 'frames', 'seconds', 'score')
+BLOCK = 10      # updates per point of a curve
+LEARNED = 0.95  # of the optimal return: `seconds_to_learn` is when the mean of a block first reaches it
+
+flags.DEFINE_string('level_name', 'catch_cue_delay', 'catch or catch_cue_delay')
+flags.DEFINE_list('rules', list(RULES), 'some of ' + ', '.join(RULES))
+flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each', lower_bound=1)
+flags.DEFINE_float('total_environment_frames', 1e6, 'frames of each run', lower_bound=1)
+flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
+flags.DEFINE_bool('replot', False, 'draw the figure from the CSV without training')
+flags.DEFINE_string('out', os.path.join(HERE, 'figures'), 'folder of the CSV files and the figure')
+
+
+def read_curve(folder):
+  """Frames, seconds and mean score of blocks of updates of a run; [P, 3]."""
+  metrics = plots.read_curve(os.path.join(folder, 'metrics.csv'))
+  frames = metrics['frames']
+  seconds = np.cumsum(np.diff(frames, prepend=0) / metrics['frames_per_s'])
+  n = len(frames) // BLOCK * BLOCK or len(frames)
+  blocks = lambda x: x[:n].reshape(-1, min(n, BLOCK))
+  return np.stack([blocks(frames)[:, -1], blocks(seconds)[:, -1], blocks(metrics['score']).mean(1)], 1)
+
+
+def collect(runs):
+  """Rows of both CSV files of finished runs, and the names of the others; runs: {folder: (rule, seed)}."""
+  rows, points, missing = [], [], []
+  for folder, (rule, seed) in runs.items():
+    path = os.path.join(folder, 'summary.json')
+    if not os.path.exists(path):
+      missing.append(f'{rule} seed {seed}')
+      continue
+    with open(path) as file:
+      summary = json.load(file)
+    curve = read_curve(folder)
+    reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
+    rows.append(dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
+                     seconds_to_learn=round(reached[0], 1) if len(reached) else ''))
+    points += [dict(rule=rule, seed=seed, frames=int(frames), seconds=round(seconds, 1), score=round(score, 4))
+               for frames, seconds, score in curve]
+  return rows, points, missing
+
+
+def train_all(path, curve_path):
+  """Runs what is not finished yet and writes the CSV files after each run; rows of rules not asked for stay."""
+  folder = os.path.join(os.path.abspath(FLAGS.result_dir), 'comparison' + ('_smoke' if FLAGS.smoke else ''), FLAGS.level_name)
+  runs = {os.path.join(folder, 'main', f'{rule}_seed{seed}'): (rule, seed)
+          for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
+  common = [f'--level_name={FLAGS.level_name}', '--preset=laptop', '--do_plot=False', f'--dtype={FLAGS.dtype}']
+  common += ['--smoke'] if FLAGS.smoke else ['--eval_episodes=1024',
+                                             f'--total_environment_frames={FLAGS.total_environment_frames}']
+  flags_of = {run: [*common, f'--seed={seed}', *RULES[rule]] for run, (rule, seed) in runs.items()}
+  others = [[row for row in read(name) if row['rule'] not in FLAGS.rules] for name in (path, curve_path)]
+  for done in experiment.train_side_by_side(os.path.join(HERE, 'main.py'), flags_of, FLAGS.n_parallel):
+    rows, points, missing = collect(runs)
+    experiment.write_csv(path, [*others[0], *rows], COLUMNS)
+    experiment.write_csv(curve_path, [*others[1], *points], CURVE)
+    print(f'{done} runs ended, {len(missing)} missing', flush=True)
+  if missing:
+    print('missing: ' + ', '.join(missing) + '; the same command goes on with them')
+
+
+def read(path):
+  """Rows of a CSV file, none if there is no such file."""
+  if not os.path.exists(path):
+    return []
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def print_table(rows):
+  """Prints mean and standard deviation over the seeds of each rule."""
+  for rule in (rule for rule in RULES if any(row['rule'] == rule for row in rows)):
+    runs = [row for row in rows if row['rule'] == rule]
+    score = np.array([float(row['score']) for row in runs])
+    seconds = [float(row['seconds_to_learn']) for row in runs if row['seconds_to_learn']]
+    spread = f'sd {score.std(ddof=1):.3f}' if len(runs) > 1 else 'one seed only'
+    learned = f', {LEARNED} after {min(seconds):.0f} to {max(seconds):.0f} s' if seconds else ''
+    print(f'{rule:8s} return {score.mean():.3f} ({spread}, least {score.min():.3f}, {len(runs)} seeds); '
+          f'{len(seconds)} of them reached {LEARNED} in training{learned}')
+
+
+def main():
+  experiment.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
+  unknown = set(FLAGS.rules) - set(RULES)
+  if unknown or FLAGS.level_name not in environments.CATCH_VISIBLE:
+    raise experiment.UserError(f'the games are {", ".join(environments.CATCH_VISIBLE)}, the rules {", ".join(RULES)}; got '
+                               f'{FLAGS.level_name}, {", ".join(FLAGS.rules)}')
+  path = os.path.join(FLAGS.out, f'comparison_{FLAGS.level_name}.csv')
+  curve_path = os.path.join(FLAGS.out, f'curves_{FLAGS.level_name}.csv')
+  os.makedirs(FLAGS.out, exist_ok=True)
+  if not FLAGS.replot:
+    train_all(path, curve_path)
+  elif not os.path.exists(path):
+    raise experiment.UserError(f'no file {path} to replot')
+  curves = {}
+  for row in read(curve_path):
+    frames, score = curves.setdefault(row['rule'], {}).setdefault(row['seed'], ([], []))
+    frames.append(float(row['frames']))
+    score.append(float(row['score']))
+  lines = ((catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance'))
+  figure = os.path.join(FLAGS.out, f'comparison_{FLAGS.level_name}.png')
+  title = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in the first {catch.N_VISIBLE} of {catch.N_ROWS} frames'}
+  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, title[FLAGS.level_name], lines,
+                   FLAGS.show)
+  print_table(read(path))
+  print(f'figure: {figure}')
+
+
+if __name__ == '__main__':
+  experiment.run_app(main)
