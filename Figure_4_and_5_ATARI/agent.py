@@ -6,9 +6,10 @@ Notation as in lsnn.py and spiking_cnn.py, and
   A         actions; the heads' K = A + 1 outputs are the logits of the policy and the value
   y         outputs of the heads, y[t] = kappa y[t-1] + (1 - kappa) (x[t] @ w + b), read at t(n)
 
-x are the spikes of the LSNN and the averages of the convolutional layers' pools. As the filter is linear and read once per
-frame, the S steps of a frame are weighted first, by (1 - kappa) kappa^(S-1-s), and pass pools and heads once: these are the
-`features` of a frame. Gradient and simulation are apart: `act` records what the gradient of reward_based_eprop.py needs.
+x are the spikes of the LSNN and the views of the convolutional layers: averages of pools, or broadcast convolutions. As all
+this is linear and read once per frame, the S steps of a frame are weighted first, by (1 - kappa) kappa^(S-1-s), and pass views
+and heads once: these are the `features` of a frame. The weights add up to 1 - kappa^S, by which biases are multiplied.
+Gradient and simulation are apart: `act` records what the gradient of reward_based_eprop.py needs.
 """
 from typing import NamedTuple
 
@@ -18,8 +19,7 @@ import tensorflow as tf
 import lsnn
 
 
-class Weights(NamedTuple):
-  """Trainable arrays, or the gradients of the loss with respect to them."""
+class _Weights(NamedTuple):
   conv1: tf.Tensor     # [k, k, 1, F1]
   bias1: tf.Tensor     # [F1]
   conv2: tf.Tensor     # [k, k, F1, F2]
@@ -30,6 +30,20 @@ class Weights(NamedTuple):
   b_policy: tf.Tensor  # [A]
   w_value: tf.Tensor   # [n_features, 1]
   b_value: tf.Tensor   # [1]
+  # Broadcast convolutions of the layers' spikes; [0] each where the heads see averages.
+  broadcast1: tf.Tensor       # [k', k', F1, F1']
+  bias_broadcast1: tf.Tensor  # [F1']
+  broadcast2: tf.Tensor       # [k', k', F2, F2']
+  bias_broadcast2: tf.Tensor  # [F2']
+
+
+class Weights(_Weights):
+  """Trainable arrays, or the gradients of the loss with respect to them."""
+  __slots__ = ()
+
+  def _asdict(self):
+    """Those that the agent has, by name, as files and optimizers hold them: without the empty ones."""
+    return {name: w for name, w in super()._asdict().items() if w.shape != (0,)}
 
 
 class State(NamedTuple):
@@ -90,7 +104,7 @@ class Agent:
     self.kappa = float(lsnn.exp_decay(tau_readout))
     self.kappa_frame = self.kappa ** n_repeat                                                      # decay per frame
     self.step_weights = tuple((1 - self.kappa) * self.kappa ** (n_repeat - 1 - s) for s in range(n_repeat))
-    self.feature_sizes = [cell.units, conv1.n_features, conv2.n_features]
+    self.feature_sizes = [cell.units, conv1.view.n_features, conv2.view.n_features]
     self.n_features = sum(self.feature_sizes)
     self._lsnn = tf.function(self._lsnn_steps, jit_compile=True)
 
@@ -104,7 +118,8 @@ class Agent:
     np.fill_diagonal(w_rec, 0)
     weights = Weights(convolution(self.conv1), np.zeros(self.conv1.filters), convolution(self.conv2),
                       np.zeros(self.conv2.filters), w_in, w_rec, head(self.n_actions), np.zeros(self.n_actions), head(1),
-                      np.zeros(1))
+                      np.zeros(1), convolution(self.conv1.view), np.zeros(self.conv1.view.filters),
+                      convolution(self.conv2.view), np.zeros(self.conv2.view.filters))
     return Weights(*(w.astype(dtype) for w in weights))
 
   def initial_state(self, n_batch):
@@ -147,20 +162,22 @@ class Agent:
     z_before = rnn.z
 
     image = tf.cast(frame, self.dtype)[..., None] / 255
-    current = self.conv1.current(image, weights.conv1, weights.bias1)          # the same at all steps of the frame
+    current = self.conv1.convolve(image, weights.conv1, weights.bias1)         # the same at all steps of the frame
     h1, z1, seen1, v1 = self.conv1.run(v1, current, self.step_weights)         # h, z [S, B, H1, W1, F1]
-    current = in_steps(self.conv2.current(flat(network(z1)), weights.conv2, weights.bias2))
+    current = in_steps(self.conv2.convolve(flat(network(z1)), weights.conv2, weights.bias2))
     h2, z2, seen2, v2 = self.conv2.run(v2, current, self.step_weights)         # h, z [S, B, H2, W2, F2]
     current = in_steps(tf.reshape(network(z2), [n_repeat * n_batch, -1]) @ weights.w_in)
     h, v, a, seen, rnn = self._lsnn(current, weights.w_rec, rnn, stop_gradients)
-    features = tf.concat([seen, self.conv1.pool(seen1), self.conv2.pool(seen2)], 1)
+    bias = lambda b: (1 - self.kappa_frame) * b  # of a frame
+    features = tf.concat([seen, self.conv1.view.see(seen1, weights.broadcast1, bias(weights.bias_broadcast1)),
+                          self.conv2.view.see(seen2, weights.broadcast2, bias(weights.bias_broadcast2))], 1)
     w, b = heads(weights)
     if feedback is None:
       out = features @ w
     else:  # the same numbers, with a gradient that reaches the features through the feedback alone
       broadcast = features @ feedback
       out = tf.stop_gradient(features) @ w + broadcast - tf.stop_gradient(broadcast)
-    y = self.kappa_frame * y + out + (1 - self.kappa_frame) * b
+    y = self.kappa_frame * y + out + bias(b)
     logits, value = y[:, :-1], y[:, -1]
     record = Record(frame, reset, h1, h2, h, v, a, z_before, features, logits, value)
     return logits, value, State(v1, v2, rnn, y), record

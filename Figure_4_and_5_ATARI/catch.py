@@ -2,7 +2,8 @@
 
 A game lasts N_ROWS - 1 steps. In each the paddle moves left, stays or moves right, and the ball falls by one row; at the end
 the reward is +1 if the ball is on the paddle, else -1. The column of the ball is drawn at random, the paddle starts in the
-middle. With the cue delay the ball shows in the first frames only: its column must be remembered.
+middle. With the cue delay the ball shows in the first frames only, and the paddle stands still until some steps before the end:
+the ball's column must be remembered.
 """
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -12,6 +13,7 @@ import numpy as np
 N_ROWS, N_COLUMNS = 10, 5
 SIZE = 84                    # edge of a frame [pixels]
 N_VISIBLE = 2                # frames that show the ball, with the cue delay
+N_LOCKED = 6                 # steps in which the paddle stands still, with the cue delay
 ACTION_MEANINGS = ('LEFT', 'STAY', 'RIGHT')
 OPTIMAL_RETURN = 1.0
 CHANCE_RETURN = 2 / N_COLUMNS - 1  # the ball's column is uniform, whatever a paddle that ignores it does
@@ -29,7 +31,7 @@ class Catch(VectorEnv):
 
   Args:
     num_envs: B.
-    n_visible: how many frames of a game show the ball, the first one included; None: all.
+    cue_delay: show the ball in the first N_VISIBLE frames only, and let the paddle move after N_LOCKED steps.
 
   Attributes:
     ball, paddle: columns, int [B].
@@ -37,9 +39,9 @@ class Catch(VectorEnv):
   """
   metadata = {'autoreset_mode': AutoresetMode.DISABLED}
 
-  def __init__(self, num_envs, n_visible=None):
+  def __init__(self, num_envs, cue_delay=False):
     self.num_envs = num_envs
-    self.n_visible = N_ROWS if n_visible is None else n_visible
+    self.n_visible, self.n_locked = (N_VISIBLE, N_LOCKED) if cue_delay else (N_ROWS, 0)
     self.single_observation_space = Box(0, 255, (1, SIZE, SIZE), np.uint8)
     self.single_action_space = Discrete(len(ACTION_MEANINGS))
     self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -69,7 +71,8 @@ class Catch(VectorEnv):
     Returns:
       Frames, uint8 [B, 1, 84, 84]; rewards, float32 [B]; terminated, bool [B]; truncated, bool [B]; an empty dict.
     """
-    self.paddle = np.clip(self.paddle + np.asarray(actions) - 1, 0, N_COLUMNS - 1)
+    moved = np.clip(self.paddle + np.asarray(actions) - 1, 0, N_COLUMNS - 1)
+    self.paddle = np.where(self.row < self.n_locked, self.paddle, moved)
     self.row = self.row + 1
     terminated = self.row == N_ROWS - 1
     reward = np.where(terminated, np.where(self.ball == self.paddle, 1, -1), 0).astype(np.float32)

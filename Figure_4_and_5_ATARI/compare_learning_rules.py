@@ -1,6 +1,6 @@
-"""Compares agents over seeds on Catch: all neurons, LIF neurons alone, the readout alone, BPTT.
+"""Compares agents over seeds on Catch: all neurons, LIF neurons alone, the readout alone, BPTT, some published values.
 
-  python compare_learning_rules.py --level_name=catch --rules=eprop
+  python compare_learning_rules.py --level_name=catch --rules=eprop,published_epsilon,published_cnn
   python compare_learning_rules.py --level_name=catch_cue_delay
   python compare_learning_rules.py --level_name=catch_cue_delay --replot    the figure from the CSV, no training
 
@@ -28,6 +28,8 @@ RULES = {  # flags of main.py
     'lif': ['--fraction_adaptive=0'],
     'readout': ['--cell_train=False'],
     'bptt': ['--nouse_eprop'],
+    'published_epsilon': ['--epsilon=1'],
+    'published_cnn': ['--reg_factor_cnn=1e8'],
 }
 COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
            'peak_memory_mb')
@@ -36,7 +38,7 @@ BLOCK = 10      # updates per point of a curve
 LEARNED = 0.95  # of the optimal return: `seconds_to_learn` is when the mean of a block first reaches it
 
 flags.DEFINE_string('level_name', 'catch_cue_delay', 'catch or catch_cue_delay')
-flags.DEFINE_list('rules', list(RULES), 'some of ' + ', '.join(RULES))
+flags.DEFINE_list('rules', ['eprop', 'lif', 'readout', 'bptt'], 'some of ' + ', '.join(RULES))
 flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each', lower_bound=1)
 flags.DEFINE_float('total_environment_frames', 1e6, 'frames of each run', lower_bound=1)
 flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
@@ -115,8 +117,8 @@ def print_table(rows):
 def main():
   experiment.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
   unknown = set(FLAGS.rules) - set(RULES)
-  if unknown or FLAGS.level_name not in environments.CATCH_VISIBLE:
-    raise experiment.UserError(f'the games are {", ".join(environments.CATCH_VISIBLE)}, the rules {", ".join(RULES)}; got '
+  if unknown or FLAGS.level_name not in environments.CATCH:
+    raise experiment.UserError(f'the games are {", ".join(environments.CATCH)}, the rules {", ".join(RULES)}; got '
                                f'{FLAGS.level_name}, {", ".join(FLAGS.rules)}')
   path = os.path.join(FLAGS.out, f'comparison_{FLAGS.level_name}.csv')
   curve_path = os.path.join(FLAGS.out, f'curves_{FLAGS.level_name}.csv')
@@ -132,7 +134,8 @@ def main():
     score.append(float(row['score']))
   lines = ((catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance'))
   figure = os.path.join(FLAGS.out, f'comparison_{FLAGS.level_name}.png')
-  title = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in the first {catch.N_VISIBLE} of {catch.N_ROWS} frames'}
+  title = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, '
+           f'paddle free after {catch.N_LOCKED} of {catch.N_ROWS - 1} steps'}
   plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, title[FLAGS.level_name], lines,
                    FLAGS.show)
   print_table(read(path))

@@ -28,7 +28,7 @@ ACTION_CODES = {
     'fishing_derby': (0, 1, 2, 3, 4, 5),   # the line along each axis, and the button, which reels a fish in faster
 }
 ACTION_NAMES = {'pong': ('STAY', 'UP', 'DOWN')}
-CATCH_VISIBLE = {'catch': None, 'catch_cue_delay': catch.N_VISIBLE}
+CATCH = {'catch': False, 'catch_cue_delay': True}  # whether with the delay
 NO_LIMIT = 2 ** 31 - 2  # of the emulator's own count of frames
 
 
@@ -111,12 +111,12 @@ def make(level_name, n_envs, seed=0, settings=Settings()):
   settings.check()
   if n_envs < 1:
     raise UserError(f'at least one environment is needed, not {n_envs}')
-  if level_name in CATCH_VISIBLE:
-    games, names = catch.Catch(n_envs, CATCH_VISIBLE[level_name]), catch.ACTION_MEANINGS
+  if level_name in CATCH:
+    games, names = catch.Catch(n_envs, CATCH[level_name]), catch.ACTION_MEANINGS
     return Environment(games, range(len(names)), names, seed, settings)
   kind, _, name = level_name.partition('/')
   if kind != 'atari' or name not in atari_games():
-    raise UserError(f'no game {level_name!r}; there are {", ".join(CATCH_VISIBLE)}, and as atari/NAME: '
+    raise UserError(f'no game {level_name!r}; there are {", ".join(CATCH)}, and as atari/NAME: '
                     f'{", ".join(atari_games())}')
   codes = action_codes(name)
   names = ACTION_NAMES.get(name, [ale_py.Action(code).name for code in codes])

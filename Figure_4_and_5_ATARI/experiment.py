@@ -366,16 +366,16 @@ class Run:
     """
     if not np.isfinite(loss):
       last = self._manager.latest_checkpoint
-      raise UserError(f'the loss became {loss} at iteration {iteration}: try a smaller --learning_rate, a larger --n_batch '
+      raise UserError(f'the loss became {loss} at iteration {iteration}: try a smaller --learning_rate, a larger batch '
                       'or another --seed; ' + (f'the last good checkpoint is {last}' if last else 'no checkpoint yet'))
     if rate == 0 and not self._silent:
       self._silent = True
       print(f'warning: no neuron spiked at iteration {iteration}. Rate regularisation may bring the network back; else try '
             'larger input weights, a lower --thr or a stronger rate regularisation.', file=sys.stderr, flush=True)
 
-  def stop(self):
-    """Ends `iterations` after the current one."""
-    self._stopped.assign(True)
+  def stop(self, stopped=True):
+    """Ends `iterations` after the current one; or, with False, takes that back for a run that is to go on."""
+    self._stopped.assign(stopped)
 
   def checkpoint(self):
     """Saves all variables.

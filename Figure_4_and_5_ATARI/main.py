@@ -5,9 +5,9 @@
   python main.py --level_name=atari/pong                         the published values
   python main.py --mode=eval --checkpoint=FILE.npz --level_name=atari/pong
 
-An iteration plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps. It adds up the windows'
-gradients and changes the weights once, and steps after an environment's first episode count for nothing; or, with
---noapply_after_end, it changes them after each window, and all steps count. Then all games begin anew.
+An iteration plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps. It adds up the
+gradients of the windows and changes the weights once, and steps after an environment's first episode count for nothing; or,
+with --noapply_after_end, it changes them after each window, and all steps count. Then all games begin anew.
 """
 import os
 import time
@@ -66,6 +66,13 @@ for _layer, _values in (('1', (16, 8, 4, 8, 4)), ('2', (8, 4, 1, 4, 2))):
   for _name, _value, _help in zip(('n_filters_{}', 'n_kernel_{}', 'stride_{}', 'avg_pool_{}_k', 'avg_pool_{}_stride'), _values,
                                   ('filters', 'edge of the kernels', 'stride', 'edge of the pools', 'stride of the pools')):
     flags.DEFINE_integer(_name.format(_layer), _value, f'{_help} of convolutional layer {_layer}', lower_bound=1)
+flags.DEFINE_bool('avg_ba_cnn', True, 'let the heads see averages of the convolutional layers\' spikes, the pools; goes before '
+                  '--ba_cnn')
+flags.DEFINE_bool('ba_cnn', False, 'with --noavg_ba_cnn, let them see trained convolutions of these spikes')
+for _layer, _values, _help in (('1_1', (32, 8, 4), ' on layer 1'), ('1_2', (64, 4, 2), '; not used'),
+                               ('2', (64, 4, 2), ' on layer 2')):
+  for _name, _value, _what in zip(('filters', 'kernel', 'stride'), _values, ('filters', 'edge of the kernels', 'stride')):
+    flags.DEFINE_integer(f'ba_{_name}_{_layer}', _value, f'{_what} of --ba_cnn{_help}', lower_bound=1)
 flags.DEFINE_float('tau_scnn', 1.0, 'membrane time constant of the convolutional layers [network steps]')
 flags.DEFINE_float('thr_scnn', 0.1, 'their threshold')
 flags.DEFINE_float('tau', 15.0, 'membrane time constant of the LSNN [network steps]')
@@ -126,7 +133,8 @@ def make_environment(n_envs):
   """The environments that the flags ask for."""
   settings = environments.Settings(
       frame_skip=FLAGS.num_action_repeats, repeat_action_probability=FLAGS.repeat_action_probability, noop_max=FLAGS.noop_max,
-      maxpool=FLAGS.maxpool, fire_reset=FLAGS.fire_reset, threaded=FLAGS.emulator_threads > 0, n_threads=max(1, FLAGS.emulator_threads), max_episode_len=FLAGS.max_episode_len,
+      maxpool=FLAGS.maxpool, fire_reset=FLAGS.fire_reset, threaded=FLAGS.emulator_threads > 0,
+      n_threads=max(1, FLAGS.emulator_threads), max_episode_len=FLAGS.max_episode_len,
       max_episode_len_jitter=FLAGS.max_episode_len_jitter, increase_episode_len_every=FLAGS.increase_episode_len_every,
       increase_episode_len_by=FLAGS.increase_episode_len_by)
   return environments.make(FLAGS.level_name, n_envs, FLAGS.seed, settings)
@@ -134,11 +142,17 @@ def make_environment(n_envs):
 
 def make_agent(n_actions):
   """The agent that the flags ask for."""
+  if not (FLAGS.avg_ba_cnn or FLAGS.ba_cnn):
+    raise UserError('the heads need a view of the convolutional layers: give --avg_ba_cnn or --ba_cnn')
+  if FLAGS.avg_ba_cnn:
+    view1, view2 = (FLAGS.avg_pool_1_k, FLAGS.avg_pool_1_stride), (FLAGS.avg_pool_2_k, FLAGS.avg_pool_2_stride)
+  else:
+    view1 = FLAGS.ba_kernel_1_1, FLAGS.ba_stride_1_1, FLAGS.ba_filters_1_1
+    view2 = FLAGS.ba_kernel_2, FLAGS.ba_stride_2, FLAGS.ba_filters_2
+  neurons = dict(tau=FLAGS.tau_scnn, thr=FLAGS.thr_scnn)
   try:
-    conv1 = ConvLIF((84, 84, 1), FLAGS.n_filters_1, FLAGS.n_kernel_1, FLAGS.stride_1, FLAGS.avg_pool_1_k,
-                    FLAGS.avg_pool_1_stride, FLAGS.tau_scnn, FLAGS.thr_scnn)
-    conv2 = ConvLIF(conv1.size, FLAGS.n_filters_2, FLAGS.n_kernel_2, FLAGS.stride_2, FLAGS.avg_pool_2_k,
-                    FLAGS.avg_pool_2_stride, FLAGS.tau_scnn, FLAGS.thr_scnn)
+    conv1 = ConvLIF((84, 84, 1), FLAGS.n_filters_1, FLAGS.n_kernel_1, FLAGS.stride_1, *view1, **neurons)
+    conv2 = ConvLIF(conv1.size, FLAGS.n_filters_2, FLAGS.n_kernel_2, FLAGS.stride_2, *view2, **neurons)
     n_regular = FLAGS.n_rec - round(FLAGS.fraction_adaptive * FLAGS.n_rec)
     cell = lsnn.ALIF(FLAGS.n_rec, FLAGS.thr, FLAGS.tau, FLAGS.tau_adaptation,
                      np.repeat([0, FLAGS.beta], [n_regular, FLAGS.n_rec - n_regular]), FLAGS.n_refractory,
@@ -175,8 +189,10 @@ def make_learner(agent, weights):
 
 
 def trained(weights):
-  """Which weights learn: all, or the heads alone."""
-  return list(weights if FLAGS.cell_train else weights[6:])
+  """Which weights learn: all that there are, or the heads alone."""
+  by_name = weights._asdict()
+  names = by_name if FLAGS.cell_train else ('w_policy', 'b_policy', 'w_value', 'b_value')
+  return [by_name[name] for name in names]
 
 
 def play_and_learn(player, learn, update, weights, iteration, folder):
@@ -235,7 +251,7 @@ def initial_weights(agent):
   """Variables, at random or as --restore_from and --restore_cnn_from have them.
 
   Returns:
-    Weights; the emulator frames after which the schedule of episode lengths begins.
+    Weights; the emulator frames with which the schedule of episode lengths begins.
   """
   weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
   frames = 0
@@ -252,22 +268,23 @@ def train():
   """Trains an agent."""
   environment = make_environment(FLAGS.parallel_episodes)
   agent = make_agent(environment.n_actions)
-  weights, frames_before = initial_weights(agent)
+  weights, before = initial_weights(agent)
   dtype = np.dtype(FLAGS.dtype).type
   optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
   optimizer.build(trained(weights))
-  frames = tf.Variable(0, dtype=tf.int64)
+  frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, before))
   state = {f'optimizer_{k}': v.value for k, v in enumerate(optimizer.variables)}
-  run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, **state))
+  run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, frames_before=frames_before, **state))
   learn, forget = make_learner(agent, weights)
   player = playing.Player(agent, environment)
-  arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=int(frames) + frames_before)
+  arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=int(frames + frames_before))
 
+  run.stop(int(frames) >= FLAGS.total_environment_frames)  # a finished run goes on if it now has more frames to play
   for iteration in run.iterations(None, FLAGS.print_every):
     start = time.time()
     n_frames = int(frames)
     if FLAGS.use_cubic_schedule:
-      environment.follow_schedule(n_frames + frames_before)
+      environment.follow_schedule(int(frames + frames_before))
     rate = FLAGS.learning_rate * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
     optimizer.learning_rate.assign(rate)
     forget()
@@ -345,10 +362,11 @@ def evaluate():
 
 
 def main():
+  is_catch = FLAGS.level_name in environments.CATCH
+  values = LAPTOP_CATCH if FLAGS.preset == 'laptop' and is_catch else PRESETS[FLAGS.preset]
+  experiment.preset(**values)
   experiment.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
-                         max_episode_len_jitter=0, eval_episodes=2, eval_length=10)
-  is_catch = FLAGS.level_name in environments.CATCH_VISIBLE
-  experiment.preset(**LAPTOP_CATCH if FLAGS.preset == 'laptop' and is_catch else PRESETS[FLAGS.preset])
+                         max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100)
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   with experiment.device():

@@ -4,7 +4,7 @@ Notation as in actor_critic.py, and
 
   e, e_bar   eligibility trace of a synapse, and the same behind the heads' filter
   G          F_g(L e_bar), per synapse and trial: G[n] = g (1 - done[n-1]) G[n-1] + L[n] e_bar[t(n)]
-  P          places of a convolutional layer, H W; its filter's C k k weights and its bias make Q rows, as in ConvLIF.patches
+  P          places of a convolutional layer, H W; its filter's C k k weights and its bias make Q rows, as in `patches`
 
   dE/dW = sum_n delta[n] G[n]                                                                                         (36)
 
@@ -41,6 +41,12 @@ class ConvTraces(NamedTuple):
   G: tf.Tensor      # [B, Q, F] summed over the places that share a weight
 
 
+class ViewTraces(NamedTuple):
+  """Traces of a broadcast convolution; those of an average pool, which has no weights, are empty."""
+  x_bar: tf.Tensor  # [B, P, Q] what the heads' filter makes of its inputs
+  G: tf.Tensor      # [B, Q, F] as in ConvTraces
+
+
 class HeadTraces(NamedTuple):
   """Traces of the heads, bias last."""
   x_bar: tf.Tensor  # [B, n_features + 1] what a head's filter makes of its inputs
@@ -51,6 +57,8 @@ class Traces(NamedTuple):
   """State of the learning rule after an agent step."""
   conv1: ConvTraces
   conv2: ConvTraces
+  view1: ViewTraces
+  view2: ViewTraces
   rnn: LSNNTraces
   heads: HeadTraces
 
@@ -65,8 +73,12 @@ def initial_traces(agent, n_batch):
     synapses = zeros(places, n_weights, layer.filters)
     return ConvTraces(synapses, zeros(places, layer.filters), synapses, zeros(n_weights, layer.filters))
 
+  def of_view(layer):
+    x_bar = tf.zeros_like(layer.view.patches(zeros(*layer.size)))
+    return ViewTraces(x_bar, tf.zeros_like(layer.view.trial_gradients(x_bar, zeros(layer.view.n_features))))
+
   n_heads = agent.n_features + 1
-  return Traces(of_convolution(agent.conv1), of_convolution(agent.conv2),
+  return Traces(of_convolution(agent.conv1), of_convolution(agent.conv2), of_view(agent.conv1), of_view(agent.conv2),
                 LSNNTraces(*initial_eps(agent.cell, n_batch, n_pre), zeros(n_pre, n), zeros(n_pre, n)),
                 HeadTraces(zeros(n_heads), zeros(n_heads, agent.n_actions + 1)))
 
@@ -75,6 +87,8 @@ class Sums(NamedTuple):
   """What a window adds up, of the same shapes as the weights (convolutions: [Q, F], heads side by side) and per trial."""
   conv1: tf.Tensor
   conv2: tf.Tensor
+  view1: tf.Tensor
+  view2: tf.Tensor
   rnn: tf.Tensor       # [I + N, N]
   heads: tf.Tensor     # [n_features + 1, A + 1]
   e: tf.Tensor         # [I + N, N] sum of e
@@ -86,7 +100,7 @@ def convolution_step(agent, layer, traces, sums, pre, h):
   """One network step of a convolutional layer.
 
   Args:
-    pre: from ConvLIF.patches, [B, P, Q].
+    pre: from Convolution.patches, [B, P, Q].
     h: [B, H, W, F].
 
   Returns:
@@ -118,9 +132,11 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
   n_frames, _, n_batch, n = records.h.shape
   n_steps, n_in = n_frames * n_repeat, conv2.units
   signals, returns = learning_signals(costs, window)
+  weights = Weights(*map(tf.convert_to_tensor, weights))
   feedback = heads(weights)[0] if feedback is None else feedback
-  to_rnn, *to_convolutions = tf.split(feedback, agent.feature_sizes)
+  to_rnn, to_conv1, to_conv2 = tf.split(feedback, agent.feature_sizes)
   traces = initial_traces(agent, n_batch) if traces is None else traces
+  low_pass = lambda x_bar, x: agent.kappa * x_bar + (1 - agent.kappa) * x                           # F_kappa
 
   def network_step(k, s, traces, sums, pre1, x_of_heads):
     """Traces at one network step, s = 0 ... S - 1 of frame k. pre1: patches of the image; x_of_heads: [B, n_features + 1]."""
@@ -130,19 +146,22 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
     z_before = records.z_before[k] if s == 0 else spike(records.h[k, s - 1])
     pre = tf.concat([tf.reshape(spike(h2), [n_batch, -1]), z_before], 1)
     step, eps_a = trace_step(cell, traces.rnn.eps_v, traces.rnn.eps_a, pre, cell.psi(h))            # (24), (25)
-    e_bar = agent.kappa * traces.rnn.e_bar + (1 - agent.kappa) * step.e                             # (28)
+    e_bar = low_pass(traces.rnn.e_bar, step.e)                                                      # (28)
     _, g_v, g_a = lsnn_voltage(costs, cell, records.v[k, s], records.a[k, s])
     of_voltage = tf.reduce_sum(g_v[:, None] * step.eps_v + g_a[:, None] * step.eps_a, 0)
     sums = sums._replace(rnn=sums.rnn + of_voltage, e=sums.e + tf.reduce_sum(step.e, 0), voltage1=voltage1,
                          voltage2=voltage2)
-    x_bar = agent.kappa * traces.heads.x_bar + (1 - agent.kappa) * x_of_heads
-    return Traces(c1, c2, LSNNTraces(step.eps_v, eps_a, e_bar, traces.rnn.G), traces.heads._replace(x_bar=x_bar)), sums
+    seen = lambda traces, x: traces._replace(x_bar=low_pass(traces.x_bar, x))
+    return Traces(c1, c2, seen(traces.view1, conv1.view.patches(spike(h1))), seen(traces.view2, conv2.view.patches(spike(h2))),
+                  LSNNTraces(step.eps_v, eps_a, e_bar, traces.rnn.G), seen(traces.heads, x_of_heads)), sums
 
   def network_steps(k, traces, sums):
     traces = cut(traces, records.reset[k])
     pre1 = conv1.patches(tf.cast(records.frame[k], agent.dtype)[..., None] / 255)
     for s in range(n_repeat):
-      features = [spike(records.h[k, s]), conv1.pool(spike(records.h1[k, s])), conv2.pool(spike(records.h2[k, s]))]
+      features = [spike(records.h[k, s]),
+                  conv1.view.see(spike(records.h1[k, s]), weights.broadcast1, weights.bias_broadcast1),
+                  conv2.view.see(spike(records.h2[k, s]), weights.broadcast2, weights.bias_broadcast2)]
       x_of_heads = tf.concat([*features, tf.ones_like(features[0][:, :1])], 1)
       traces, sums = network_step(k, s, traces, sums, pre1, x_of_heads)
     return traces, sums
@@ -151,27 +170,31 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
     """What the end of agent step k adds to G and to the gradient; delta is known when the next frame has been seen."""
     delta, signal, of_entropy = signals.td_error[k], signals.policy_value[k], signals.entropy[k]
 
-    def of_convolution(traces, layer, b, total):
-      signal_j = layer.spread(tf.matmul(signal, b, transpose_b=True) / costs.reg_factor_cnn)
-      signal_j = tf.reshape(signal_j, [n_batch, -1, 1, layer.filters])                                        # (5)
-      G = costs.discounting * traces.G + tf.reduce_sum(signal_j * traces.e_bar, 1)
+    def accumulate(traces, total, L_e_bar):
+      G = costs.discounting * traces.G + L_e_bar
       return traces._replace(G=G), total + tf.einsum('b,bqf->qf', delta, G)                                   # (36)
 
-    (c1, g1), (c2, g2) = (of_convolution(*of_layer) for of_layer in (
-        (traces.conv1, conv1, to_convolutions[0], sums.conv1), (traces.conv2, conv2, to_convolutions[1], sums.conv2)))
+    def of_layer(layer, b, filters, of_neurons, of_view, total, total_view):
+      signal_j = tf.matmul(signal, b, transpose_b=True) / costs.reg_factor_cnn                                # (5)
+      at_neurons = tf.reshape(layer.view.spread(signal_j, filters), [n_batch, -1, 1, layer.filters])
+      return (*accumulate(of_neurons, total, tf.reduce_sum(at_neurons * of_neurons.e_bar, 1)),
+              *accumulate(of_view, total_view, layer.view.trial_gradients(of_view.x_bar, signal_j)))
+
+    c1, g1, view1, g_view1 = of_layer(conv1, to_conv1, weights.broadcast1, traces.conv1, traces.view1, sums.conv1, sums.view1)
+    c2, g2, view2, g_view2 = of_layer(conv2, to_conv2, weights.broadcast2, traces.conv2, traces.view2, sums.conv2, sums.view2)
     signal_j, entropy_j = (tf.matmul(x, to_rnn, transpose_b=True)[:, None] for x in (signal, of_entropy))     # (5)
     G = costs.discounting * traces.rnn.G + signal_j * traces.rnn.e_bar
     g_rnn = sums.rnn + tf.reduce_sum(delta[:, None, None] * G + entropy_j * traces.rnn.e_bar, 0)              # (36)
     x_bar = traces.heads.x_bar[:, :, None]
     G_heads = costs.discounting * traces.heads.G + x_bar * signal[:, None]
     g_heads = sums.heads + tf.reduce_sum(delta[:, None, None] * G_heads + x_bar * of_entropy[:, None], 0)
-    traces = Traces(c1, c2, traces.rnn._replace(G=G), traces.heads._replace(G=G_heads))
-    return traces, sums._replace(conv1=g1, conv2=g2, rnn=g_rnn, heads=g_heads)
+    traces = Traces(c1, c2, view1, view2, traces.rnn._replace(G=G), traces.heads._replace(G=G_heads))
+    return traces, sums._replace(conv1=g1, conv2=g2, view1=g_view1, view2=g_view2, rnn=g_rnn, heads=g_heads)
 
   zeros = lambda array: tf.zeros(array.shape[1:], agent.dtype)
   pair = lambda array: tf.zeros([2, *array.shape], agent.dtype)
-  sums = Sums(zeros(traces.conv1.G), zeros(traces.conv2.G), zeros(traces.rnn.G), zeros(traces.heads.G), zeros(traces.rnn.G),
-              pair(traces.conv1.eps_v), pair(traces.conv2.eps_v))
+  sums = Sums(*(zeros(of_part.G) for of_part in traces), e=zeros(traces.rnn.G), voltage1=pair(traces.conv1.eps_v),
+              voltage2=pair(traces.conv2.eps_v))
   body = lambda k, traces, sums: (k + 1, *learn(k, *network_steps(k, traces, sums)))
   _, traces, sums = tf.while_loop(lambda k, *_: k < n_frames - 1, body, (0, traces, sums))
   _, sums = network_steps(n_frames - 1, traces, sums)                                    # the bootstrap frame
@@ -179,13 +202,15 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
   seen = observe(agent, costs, records)
   losses, rate = all_losses(costs, window, signals.advantage[:-1], seen, n_steps)
   factors = voltage_factors(costs, seen, n_steps)
+  arrays = lambda layer, total: [tf.reshape(total[:-1], layer.filter_shape), total[-1]]  # filters and bias
   of_convolutions = []
   for layer, total, outside, pair in ((conv1, sums.conv1, sums.voltage1, factors[:2]),
                                       (conv2, sums.conv2, sums.voltage2, factors[2:])):
     above, below = (tf.reshape(factor, [factor.shape[0], -1, 1, layer.filters]) for factor in pair)
     total += tf.reduce_sum(above * outside[0] - below * outside[1], [0, 1])
-    of_convolutions += [tf.reshape(total[:-1], layer.filter_shape), total[-1]]
+    of_convolutions += arrays(layer, total)
   g_in, g_rec = tf.split(sums.rnn + rate_signal(costs, rate, n_steps, n_batch) * sums.e, [n_in, n])
   (w_policy, w_value), (b_policy, b_value) = (tf.split(g, [agent.n_actions, 1], -1) for g in (sums.heads[:-1], sums.heads[-1]))
-  gradients = Weights(*of_convolutions, g_in, without_autapses(g_rec), w_policy, b_policy, w_value, b_value)
+  gradients = Weights(*of_convolutions, g_in, without_autapses(g_rec), w_policy, b_policy, w_value, b_value,
+                      *arrays(conv1.view, sums.view1), *arrays(conv2.view, sums.view2))
   return Result(gradients, losses, returns, rate), traces

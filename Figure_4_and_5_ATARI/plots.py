@@ -19,6 +19,8 @@ RULES = {  # label and colour of each agent in comparisons
     'lif': ('LIF only, e-prop', 'tab:orange'),
     'readout': ('readout alone', '0.6'),
     'bptt': ('ALIF + LIF, BPTT', 'black'),
+    'published_epsilon': ('published epsilon of Adam, 1', 'tab:green'),
+    'published_cnn': ('published reg_factor_cnn, 1e8', 'tab:red'),
 }
 FIGURE_SCREENS = 8
 
@@ -107,28 +109,40 @@ def smooth(values, n):
   return total / np.maximum(count, 1)
 
 
+def hours(curve):
+  """Hours of training at each row of a metrics.csv, evaluations and figures not counted."""
+  return np.cumsum(np.diff(curve['frames'], prepend=0) / curve['frames_per_s']) / 3600
+
+
 def learning_curve(metrics, path, title, show=False, window=20):
-  """Score per episode over environment frames, and policy entropy and firing rates below, as in figure 4c.
+  """Score per game over environment frames and hours, policy entropy and firing rates below, as in figure 4d.
 
   Args:
-    metrics: path of metrics.csv with the columns frames, score, entropy, rate_lsnn.
+    metrics: path of metrics.csv with the columns frames, frames_per_s, score, return_200, entropy, rate_lsnn.
     path: PNG to write.
     title: what was trained.
     show: bring up the window as well.
-    window: updates to average over.
+    window: iterations to average over.
   """
   curve = read_curve(metrics)
-  frames = curve['frames'] / 1e6
-  figure, axes = plt.subplots(3, 1, sharex=True, figsize=(7, 6.5), height_ratios=[2.2, 1, 1], layout='constrained')
-  axes[0].plot(frames, curve['score'], color='0.8', lw=0.7, label='mean of an update\'s episodes')
-  axes[0].plot(frames, smooth(curve['score'], window), color='tab:blue', label=f'mean of {window} updates')
-  axes[0].set_ylabel('score per episode')
+  frames, time = curve['frames'] / 1e6, hours(curve)
+  figure, axes = plt.subplots(4, 1, sharex=True, figsize=(7, 8), height_ratios=[2, 1.4, 1, 1], layout='constrained')
+  for axis, name, label in ((axes[0], 'score', 'score of a game'),
+                            (axes[1], 'return_200', 'return of its first\n200 agent steps')):
+    axis.plot(frames, curve[name], color='0.8', lw=0.7, label='mean of an iteration\'s games')
+    axis.plot(frames, smooth(curve[name], window), color='tab:blue', label=f'mean of {window} iterations')
+    axis.set_ylabel(label)
   axes[0].legend(frameon=False, fontsize=8)
-  axes[1].plot(frames, smooth(curve['entropy'], window), color='tab:green')
-  axes[1].set(ylabel='entropy of\nthe policy (nat)', ylim=(0, None))
-  axes[2].plot(frames, 100 * smooth(curve['rate_lsnn'], window), color='tab:purple')
-  axes[2].set(ylabel='LSNN spikes per\n100 steps', xlabel='environment frames (million)', ylim=(0, None))
+  axes[2].plot(frames, smooth(curve['entropy'], window), color='tab:green')
+  axes[2].set(ylabel='entropy of\nthe policy (nat)', ylim=(0, None))
+  axes[3].plot(frames, 100 * smooth(curve['rate_lsnn'], window), color='tab:purple')
+  axes[3].set(ylabel='LSNN spikes per\n100 steps', xlabel='environment frames (million)', ylim=(0, None))
   _bare(axes)
+  if len(frames) > 1:
+    frames, time = np.append(0, frames), np.append(0, time)
+    to_time, to_frames = lambda x: np.interp(x, frames, time), lambda x: np.interp(x, time, frames)
+    above = axes[0].secondary_xaxis('top', functions=(to_time, to_frames))
+    above.set_xlabel('hours of training')
   figure.suptitle(title, fontsize=9)
   save(figure, path, show)
 

@@ -10,8 +10,9 @@ Here the first sum is computed, by `adjoint` (transposed in time, from what the 
 simulated twice) and by `autodiff` (TensorFlow's gradients of a second simulation); the second, which needs no look into the
 future, in online_reward_based_eprop.py. BPTT is either of the two with all gradients left in.
 
-Learning signals are broadcast from the heads to the LSNN and, through the average pools, to both convolutional layers; no
-gradient passes between layers. The convolutional layers learn from (policy + value loss) / reg_factor_cnn and their voltage.
+Learning signals are broadcast from the heads to the LSNN and, through their views, to both convolutional layers; no gradient
+passes between layers. The convolutional layers learn from (policy + value loss) / reg_factor_cnn and their voltage, and so do
+broadcast convolutions, if these are the views.
 """
 from typing import NamedTuple
 
@@ -89,12 +90,13 @@ def prepare(agent, costs, window, seen, bptt=False):
 
 
 def start_of_scan(agent, n_batch):
-  """Adjoints after the last step, and sums of the first six gradients before it: zeros."""
+  """Adjoints after the last step, and sums of all gradients but the heads' before it: zeros."""
   zeros = lambda *shape: tf.zeros(shape, agent.dtype)
   n, n_in = agent.cell.units, agent.conv2.units
-  convolutions = [z for layer in (agent.conv1, agent.conv2) for z in (zeros(*layer.filter_shape), zeros(layer.filters))]
+  layers = (agent.conv1, agent.conv2)
+  of_convolutions = lambda layers: [z for layer in layers for z in (zeros(*layer.filter_shape), zeros(layer.filters))]
   return (Adjoints(zeros(n_batch, n), zeros(n_batch, n), zeros(n_batch, *agent.conv1.size), zeros(n_batch, *agent.conv2.size)),
-          [*convolutions, zeros(n_in, n), zeros(n, n)])
+          [*of_convolutions(layers), zeros(n_in, n), zeros(n, n), *of_convolutions(layer.view for layer in layers)])
 
 
 def lsnn_backward(agent, costs, w_rec, record, signal, of_rate, lam, cb):
@@ -144,28 +146,36 @@ def backward(agent, costs, weights, record, plan, k, adjoints, sums, feedback=No
   flat = lambda x: tf.reshape(x, [n_repeat * n_batch, *x.shape[2:]])
   in_steps = lambda x: tf.reshape(x, [n_repeat, n_batch, *x.shape[1:]])
   to_rnn, to_conv1, to_conv2 = tf.split(heads(weights)[0] if feedback is None or bptt else feedback, agent.feature_sizes)
-  spread = lambda layer, b: layer.spread(tf.matmul(plan.signal_cnn[k], b, transpose_b=True))                  # (4)
+  signal1, signal2 = (tf.matmul(plan.signal_cnn[k], b, transpose_b=True) for b in (to_conv1, to_conv2))       # (4)
   z1, z2, z = (spike(h) for h in (record.h1, record.h2, record.h))
 
   w_rec = without_autapses(weights.w_rec) if bptt else None
   signal = tf.matmul(plan.signal_rnn[k], to_rnn, transpose_b=True)                                            # (4)
   post, lam, cb = lsnn_backward(agent, costs, w_rec, record, signal, plan.of_rate, adjoints.lam, adjoints.cb)
   above = in_steps(tf.reshape(tf.matmul(flat(post), weights.w_in, transpose_b=True), [-1, *conv2.size])) if bptt else None
-  post2, gi2 = conv2.adjoint(record.h2, spread(conv2, to_conv2), agent.step_weights, *plan.factors[2:], adjoints.gi2, above)
+  post2, gi2 = conv2.adjoint(record.h2, conv2.view.spread(signal2, weights.broadcast2), agent.step_weights,
+                             *plan.factors[2:], adjoints.gi2, above)
   above = in_steps(conv2.input_gradient(weights.conv2, flat(post2))) if bptt else None
-  post1, gi1 = conv1.adjoint(record.h1, spread(conv1, to_conv1), agent.step_weights, *plan.factors[:2], adjoints.gi1, above,
-                             summed=True)  # the image was the same at all steps
+  post1, gi1 = conv1.adjoint(record.h1, conv1.view.spread(signal1, weights.broadcast1), agent.step_weights,
+                             *plan.factors[:2], adjoints.gi1, above, summed=True)  # the image was the same at all steps
   image = tf.cast(record.frame, agent.dtype)[..., None] / 255
   before = tf.concat([record.z_before[None], z[:-1]], 0)
+
+  def of_view(view, z, signal):
+    filters, bias = view.gradient(tf.tensordot(tf.constant(agent.step_weights, z.dtype), z, 1), signal)
+    return filters, (1 - agent.kappa_frame) * bias
+
   of_frame = (*conv1.filter_gradient(image, post1), *conv2.filter_gradient(flat(z1), flat(post2)),
-              presynaptic_product(tf.reshape(z2, [n_repeat * n_batch, -1]), post), presynaptic_product(before, post))
+              presynaptic_product(tf.reshape(z2, [n_repeat * n_batch, -1]), post), presynaptic_product(before, post),
+              *of_view(conv1.view, z1, signal1), *of_view(conv2.view, z2, signal2))
   return cut(Adjoints(lam, cb, gi1, gi2), record.reset), [a + b for a, b in zip(sums, of_frame)]
 
 
 def finish(plan, sums):
   """Result of a scan."""
-  *of_layers, g_rec = sums
-  return Result(Weights(*of_layers, without_autapses(g_rec), *plan.of_heads), plan.losses, plan.returns, plan.rate)
+  *of_layers, g_rec = sums[:6]
+  gradients = Weights(*of_layers, without_autapses(g_rec), *plan.of_heads, *sums[6:])
+  return Result(gradients, plan.losses, plan.returns, plan.rate)
 
 
 def adjoint(agent, costs, weights, window, feedback=None, bptt=False):
@@ -218,7 +228,9 @@ def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
     losses, rate = all_losses(costs, window, returns - records.value[:-1], observe(agent, costs, records), n_steps)
     loss = tf.add_n(losses)
     loss_cnn = loss if bptt else (losses.policy + losses.value) / costs.reg_factor_cnn + losses.voltage_cnn
-  return Result(Weights(*tape.gradient(loss_cnn, weights[:4]), *tape.gradient(loss, weights[4:])), losses, returns, rate)
+  of_broadcast = tape.gradient(loss_cnn, weights[10:], unconnected_gradients=tf.UnconnectedGradients.ZERO)  # empty
+  gradients = Weights(*tape.gradient(loss_cnn, weights[:4]), *tape.gradient(loss, weights[4:10]), *of_broadcast)
+  return Result(gradients, losses, returns, rate)
 
 
 class Learner:

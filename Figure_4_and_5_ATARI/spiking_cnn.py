@@ -12,6 +12,9 @@ one carries a gradient: it stays inside the neuron, so that the gradient is stil
   z[t] = H(v[t] - thr)                                   h[t] = (v[t] - thr) / thr,  psi = dz/dv as in lsnn.py
 
 All neurons of a filter share its weights. Weights are [k, k, C, F], borders are not padded.
+
+The heads see a layer through windows of neighbouring spikes: their averages, or a trained convolution of them (broadcast
+alignment with convolutions). Learning signals take the same way back.
 """
 import numpy as np
 import tensorflow as tf
@@ -24,14 +27,134 @@ def relu_below(h):
   return tf.nn.relu(-h - 2)
 
 
-class ConvLIF:
-  """Convolution followed by LIF neurons, and the average pool through which the heads see them.
+def windows(size_in, k, stride):
+  """Numbers of windows of edge length k that fit, down and across. size_in: (H, W, C).
+
+  Raises:
+    ValueError: there are none.
+  """
+  if k > min(size_in[:2]):
+    raise ValueError(f'need windows that fit; got a kernel or pool of edge {k} on {tuple(size_in)}')
+  return tuple((length - k) // stride + 1 for length in size_in[:2])
+
+
+class Convolution:
+  """Convolution with biases; its weights [k, k, C, F] and biases [F] are arguments of its functions.
+
+  Args:
+    size_in: (H, W, C) of the input.
+    filters: number of filters F.
+    kernel, stride: edge length k and stride.
+
+  Raises:
+    ValueError: the kernel is larger than what it slides over.
+  """
+
+  def __init__(self, size_in, filters, kernel, stride):
+    self.size_in, self.size = tuple(size_in), (*windows(size_in, kernel, stride), filters)               # (H', W', F)
+    self.units, self.filters, self.kernel, self.stride = int(np.prod(self.size)), filters, kernel, stride
+    self.filter_shape = (kernel, kernel, size_in[2], filters)
+
+  def convolve(self, x, filters, bias):
+    """x: [B, H, W, C]; filters: [k, k, C, F]; bias: [F]. Returns [B, H', W', F]."""
+    return tf.nn.conv2d(x, filters, self.stride, 'VALID') + bias
+
+  def filter_gradient(self, x, gi):
+    """d loss / d (filters, bias): x [B, H, W, C] is the input, gi [B, H', W', F] what its currents contribute."""
+    strides = [1, self.stride, self.stride, 1]
+    filters = tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=self.filter_shape, out_backprop=gi, strides=strides,
+                                              padding='VALID')
+    return filters, tf.reduce_sum(gi, [0, 1, 2])
+
+  def input_gradient(self, filters, gi):
+    """d loss / d input [B, H, W, C]; gi as for `filter_gradient`."""
+    return tf.raw_ops.Conv2DBackpropInput(input_sizes=[gi.shape[0], *self.size_in], filter=filters, out_backprop=gi,
+                                          strides=[1, self.stride, self.stride, 1], padding='VALID')
+
+  def patches(self, x):
+    """What arrives at the synapses of each place, bias included. x: [B, H, W, C]. Returns [B, H' W', k k C + 1]."""
+    k, step = self.kernel, self.stride
+    patches = tf.image.extract_patches(x, [1, k, k, 1], [1, step, step, 1], [1, 1, 1, 1], 'VALID')
+    patches = tf.reshape(patches, [x.shape[0], -1, k * k * self.size_in[2]])
+    return tf.concat([patches, tf.ones_like(patches[..., :1])], -1)
+
+
+class AveragePool:
+  """Averages over windows of each filter's neurons, through which heads see a layer; without weights.
+
+  Args:
+    size_in: (H, W, F) of the layer.
+    kernel, stride: edge length and stride of the windows.
+
+  Raises:
+    ValueError: the windows are larger than the layer.
+  """
+  filters, filter_shape = 0, (0,)
+
+  def __init__(self, size_in, kernel, stride):
+    self.size_in, self.size = tuple(size_in), (*windows(size_in, kernel, stride), size_in[2])
+    self.n_features, self.kernel, self.stride = int(np.prod(self.size)), kernel, stride
+
+  def see(self, z, filters, bias):
+    """What the heads read, [B, n_features]. z: [B, H, W, F]; filters, bias: [0]."""
+    del filters, bias
+    return tf.reshape(tf.nn.avg_pool2d(z, self.kernel, self.stride, 'VALID'), [-1, self.n_features])
+
+  def spread(self, signal, filters):
+    """The transpose of `see`: a learning signal [B, n_features] of the averages reaches the neurons, [B, H, W, F]."""
+    del filters
+    k, step = self.kernel, self.stride
+    return tf.raw_ops.AvgPoolGrad(orig_input_shape=[signal.shape[0], *self.size_in], grad=tf.reshape(signal, [-1, *self.size]),
+                                  ksize=[1, k, k, 1], strides=[1, step, step, 1], padding='VALID')
+
+  def gradient(self, z, signal):
+    """Of the weights that it does not have, [0] each."""
+    del signal
+    return tf.zeros(0, z.dtype), tf.zeros(0, z.dtype)
+
+  def patches(self, z):
+    """As of a convolution without filters: no places, and a row for their biases; [B, 0, 1]."""
+    return tf.zeros([z.shape[0], 0, 1], z.dtype)
+
+  def trial_gradients(self, patches, signal):
+    """Empty as well, [B, 1, 0]."""
+    del signal
+    return tf.zeros([patches.shape[0], 1, 0], patches.dtype)
+
+
+class BroadcastConvolution(Convolution):
+  """A trained convolution of a layer's spikes, through which heads see it. Arguments as for Convolution."""
+
+  def __init__(self, size_in, filters, kernel, stride):
+    super().__init__(size_in, filters, kernel, stride)
+    self.n_features = self.units
+
+  def see(self, z, filters, bias):
+    """What the heads read, [B, n_features]. z: [B, H, W, C]; filters, bias: as for `convolve`."""
+    return tf.reshape(self.convolve(z, filters, bias), [-1, self.n_features])
+
+  def spread(self, signal, filters):
+    """The transpose of `see`: a learning signal [B, n_features] reaches the neurons, [B, H, W, C]."""
+    return self.input_gradient(filters, tf.reshape(signal, [-1, *self.size]))
+
+  def gradient(self, z, signal):
+    """d loss / d (filters, bias). z: [B, H, W, C]; signal: [B, n_features]."""
+    return self.filter_gradient(z, tf.reshape(signal, [-1, *self.size]))
+
+  def trial_gradients(self, patches, signal):
+    """The same from `patches` of z and apart for each trial, [B, k k C + 1, F], the bias last."""
+    return tf.matmul(patches, tf.reshape(signal, [signal.shape[0], -1, self.filters]), transpose_a=True)
+
+
+class ConvLIF(Convolution):
+  """Convolution followed by LIF neurons, and the windows through which the heads see them.
 
   Args:
     size_in: (H, W, C) of the input.
     filters: number of filters F.
     kernel, stride: edge length k and stride of the convolution.
-    pool, pool_stride: edge length and stride of the average pool.
+    pool, pool_stride: edge length and stride of the windows that the heads see.
+    broadcast: filters of a trained convolution of these windows; None: the heads see averages.
     tau: membrane time constant in network steps.
     thr: threshold.
     dampening_factor: height gamma of the pseudo-derivative.
@@ -40,18 +163,14 @@ class ConvLIF:
     ValueError: the kernel or the pool is larger than what it slides over, or thr is not positive.
   """
 
-  def __init__(self, size_in, filters, kernel, stride, pool, pool_stride, tau=1.0, thr=0.1, dampening_factor=1.0):
-    windows = lambda length, k, step: (length - k) // step + 1
-    self.size_in = tuple(size_in)
-    self.size = (windows(size_in[0], kernel, stride), windows(size_in[1], kernel, stride), filters)      # (H, W, F)
-    if kernel > min(size_in[:2]) or pool > min(self.size[:2]) or thr <= 0:
-      raise ValueError(f'need thr > 0 and windows that fit; got thr {thr}, kernel {kernel} on {self.size_in}, '
-                       f'pool {pool} on {self.size}')
-    self.pooled = windows(self.size[0], pool, pool_stride), windows(self.size[1], pool, pool_stride), filters
-    self.units, self.n_features = int(np.prod(self.size)), int(np.prod(self.pooled))
-    self.filters, self.kernel, self.stride, self.pool_size, self.pool_stride = filters, kernel, stride, pool, pool_stride
+  def __init__(self, size_in, filters, kernel, stride, pool, pool_stride, broadcast=None, tau=1.0, thr=0.1,
+               dampening_factor=1.0):
+    super().__init__(size_in, filters, kernel, stride)
+    if thr <= 0:
+      raise ValueError(f'need thr > 0; got {thr}')
+    self.view = (AveragePool(self.size, pool, pool_stride) if broadcast is None else
+                 BroadcastConvolution(self.size, broadcast, pool, pool_stride))
     self.decay, self.thr, self.dampening_factor = float(exp_decay(tau)), float(thr), float(dampening_factor)
-    self.filter_shape = (kernel, kernel, size_in[2], filters)
     # Many small operations on large arrays: compiled. Convolutions are not, XLA's are slow on processors.
     self._compiled_run = tf.function(self._run, jit_compile=True)
     self._compiled_adjoint = tf.function(self._adjoint, jit_compile=True)
@@ -92,10 +211,6 @@ class ConvLIF:
     """Pseudo-derivative dz/dv, shape of h."""
     return self.dampening_factor / self.thr * tf.maximum(1 - tf.abs(h), 0)
 
-  def current(self, x, filters, bias):
-    """Input current. x: [B, H, W, C]; filters: [k, k, C, F]; bias: [F]. Returns [B, H', W', F]."""
-    return tf.nn.conv2d(x, filters, self.stride, 'VALID') + bias
-
   def _run(self, v, current, step_weights):
     zs, hs, h = [], [], (v - self.thr) / self.thr
     z = spike(h, self.dampening_factor)
@@ -115,33 +230,3 @@ class ConvLIF:
       after = self.psi(h[s]) * (of_z - self.thr * after) + self.decay * after + g_v
       record.insert(0, after)
     return tf.add_n(record) if summed else tf.stack(record), after
-
-  def pool(self, z):
-    """Averages over windows of each filter's neurons. z: [B, H, W, F]. Returns [B, n_features]."""
-    return tf.reshape(tf.nn.avg_pool2d(z, self.pool_size, self.pool_stride, 'VALID'), [-1, self.n_features])
-
-  def spread(self, signal):
-    """The transpose of `pool`: a learning signal [B, n_features] of the averages reaches the neurons, [B, H, W, F]."""
-    signal = tf.reshape(signal, [-1, *self.pooled])
-    k, step = self.pool_size, self.pool_stride
-    return tf.raw_ops.AvgPoolGrad(orig_input_shape=[signal.shape[0], *self.size], grad=signal, ksize=[1, k, k, 1],
-                                  strides=[1, step, step, 1], padding='VALID')
-
-  def filter_gradient(self, x, gi):
-    """d loss / d (filters, bias): x [B, H, W, C] is the input, gi [B, H', W', F] what its currents contribute."""
-    strides = [1, self.stride, self.stride, 1]
-    filters = tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=self.filter_shape, out_backprop=gi, strides=strides,
-                                              padding='VALID')
-    return filters, tf.reduce_sum(gi, [0, 1, 2])
-
-  def input_gradient(self, filters, gi):
-    """d loss / d input [B, H, W, C]; gi as for `filter_gradient`."""
-    return tf.raw_ops.Conv2DBackpropInput(input_sizes=[gi.shape[0], *self.size_in], filter=filters, out_backprop=gi,
-                                          strides=[1, self.stride, self.stride, 1], padding='VALID')
-
-  def patches(self, x):
-    """What arrives at the synapses of each place, bias included. x: [B, H, W, C]. Returns [B, H' W', k k C + 1]."""
-    k, step = self.kernel, self.stride
-    patches = tf.image.extract_patches(x, [1, k, k, 1], [1, step, step, 1], [1, 1, 1, 1], 'VALID')
-    patches = tf.reshape(patches, [x.shape[0], -1, k * k * self.size_in[2]])
-    return tf.concat([patches, tf.ones_like(patches[..., :1])], -1)

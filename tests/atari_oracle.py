@@ -41,11 +41,17 @@ def average_pool(z, k, stride):
   return np.concatenate([z[row:row + k, column:column + k].mean((0, 1)) for row, column in places(z.shape, k, stride)])
 
 
-def unpool(signal, size, k, stride):
-  """Signals of the averages [features] as signals of the neurons [H, W, F]: each average is that of k k neurons."""
+def see(z, filters, bias, k, stride):
+  """What the heads see of z [H, W, F]: its convolution, or averages where there are no filters. Returns [features]."""
+  return convolution(z, filters, bias, stride).ravel() if len(filters) else average_pool(z, k, stride)
+
+
+def unsee(signal, filters, size, k, stride):
+  """Signals of these features as signals of the neurons [H, W, F]: each average is that of k k neurons."""
   signals = np.zeros(size)
-  for of_place, (row, column) in zip(signal.reshape(-1, size[-1]), places(size, k, stride)):
-    signals[row:row + k, column:column + k] += of_place / k ** 2
+  corners = places(size, k, stride)
+  for of_place, (row, column) in zip(signal.reshape(len(corners), -1), corners):
+    signals[row:row + k, column:column + k] += filters @ of_place if len(filters) else of_place / k ** 2
   return signals
 
 
@@ -53,7 +59,7 @@ def simulate(agent, neurons, weights, images, reset):
   """All layers of the agent.
 
   Args:
-    agent: sizes and constants: conv1, conv2 (stride, decay, thr, pool_size, pool_stride), n_repeat, kappa.
+    agent: sizes and constants: conv1, conv2 (stride, decay, thr, view with kernel and stride), n_repeat, kappa.
     neurons: oracle.Neurons of the LSNN.
     weights: named arrays as agent.Weights.
     images, reset: see above.
@@ -65,7 +71,9 @@ def simulate(agent, neurons, weights, images, reset):
   starts[::n_repeat] = reset
   x = np.repeat(images[..., None], n_repeat, 0)
   layers, features = [], []
-  for layer, filters, bias in ((agent.conv1, weights.conv1, weights.bias1), (agent.conv2, weights.conv2, weights.bias2)):
+  for layer, filters, bias, *of_view in (
+      (agent.conv1, weights.conv1, weights.bias1, weights.broadcast1, weights.bias_broadcast1),
+      (agent.conv2, weights.conv2, weights.bias2, weights.broadcast2, weights.bias_broadcast2)):
     v = np.zeros((n_steps, n_batch, *convolution(x[0, 0], filters, bias, layer.stride).shape))
     for b in range(n_batch):
       state = np.zeros(v.shape[2:])
@@ -76,7 +84,7 @@ def simulate(agent, neurons, weights, images, reset):
         v[u, b] = state
     z = (v > layer.thr).astype(float)
     layers.append((x, v))
-    features.append([[average_pool(z_ub, layer.pool_size, layer.pool_stride) for z_ub in z_u] for z_u in z])
+    features.append([[see(z_ub, *of_view, layer.view.kernel, layer.view.stride) for z_ub in z_u] for z_u in z])
     x = z
   x = x.reshape(n_steps, n_batch, -1)
   rnn = oracle.simulate(neurons, x, weights.w_in, weights.w_rec, starts)
@@ -179,7 +187,10 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
   pre = np.concatenate([run.x, oracle.one_step_later(run.rnn.z, starts)], -1)  # synapses of w_in, then of w_rec
   layers = list(zip((agent.conv1, agent.conv2), run.layers, (weights.conv1, weights.conv2)))
   z_conv = [(v > layer.thr).astype(float) for layer, (_, v), _ in layers]
-  sizes = [n, *(average_pool(z[0, 0], layer.pool_size, layer.pool_stride).size for z, (layer, _, _) in zip(z_conv, layers))]
+  of_views = [(weights.broadcast1, weights.bias_broadcast1), (weights.broadcast2, weights.bias_broadcast2)]
+  windows = [(layer.view.kernel, layer.view.stride) for layer, *_ in layers]
+  corners = [places(z.shape[2:], *window) for z, window in zip(z_conv, windows)]
+  sizes = [n, *(see(z[0, 0], *of_view, *window).size for z, of_view, window in zip(z_conv, of_views, windows))]
   B_rnn, *B_conv = np.split(feedback, np.cumsum(sizes)[:-1])
   total = 0
   relu = lambda x: np.maximum(x, 0)
@@ -188,6 +199,8 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
     heads = Trace((sum(sizes) + 1, n_outputs), agent.kappa, costs.discounting)
     convs = [Trace((filters[..., 0].size + 1, *z.shape[2:]), agent.kappa, costs.discounting)   # [i, H, W, F]
              for z, (_, _, filters) in zip(z_conv, layers)]
+    views = [Trace((k * k * z.shape[-1] + 1, len(of_layer), len(bias)), agent.kappa, costs.discounting)    # [i, place, F]
+             for z, (_, bias), (k, _), of_layer in zip(z_conv, of_views, windows, corners)]
     eps_v, eps_a = np.zeros((pre.shape[-1], n)), np.zeros((pre.shape[-1], n))
     dv = [np.zeros(trace.e_bar.shape) for trace in convs]
     for f in range(n_frames):
@@ -195,7 +208,7 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
         u = f * n_repeat + s
         if starts[u, b]:
           eps_v, eps_a, dv = 0 * eps_v, 0 * eps_a, [0 * d for d in dv]
-          for trace in (rnn, heads, *convs):
+          for trace in (rnn, heads, *convs, *views):
             trace.reset()
         # LSNN
         psi, v, A = run.rnn.psi[u, b], run.rnn.v[u, b], p.thr + p.beta * run.rnn.a[u, b]
@@ -206,7 +219,7 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
         rnn.gradient += c * (relu(v - A) * (eps_v - p.beta * eps_a) - relu(-v - A) * (eps_v + p.beta * eps_a))
         eps_a = psi * eps_v + (p.rho - psi * p.beta) * eps_a                        # (24)
         # convolutional layers, one neuron after the other
-        pooled = []
+        seen = []
         for index, (layer, (x, v), filters) in enumerate(layers):
           k, trace = len(filters), convs[index]
           psi_of = lambda v: layer.dampening_factor / layer.thr * relu(1 - np.abs(v - layer.thr) / layer.thr)
@@ -221,8 +234,12 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
             level = level[b] if costs.voltage_reg_method == 'avg_time' else level.mean(0)
             signal = sign * 2 * costs.voltage_cost_cnn / (n_batch * n_steps) * level * (sign * v[u, b] > layer.thr)
             trace.gradient += signal * dv[index]
-          pooled.append(average_pool(z_conv[index][u, b], layer.pool_size, layer.pool_stride))
-        heads.step(np.concatenate([run.rnn.z[u, b], *pooled, [1.0]])[:, None] * np.ones(n_outputs))
+          z = z_conv[index][u, b]
+          seen.append(see(z, *of_views[index], *windows[index]))
+          k = windows[index][0]
+          patches = [np.append(z[row:row + k, column:column + k], 1.0) for row, column in corners[index]]
+          views[index].step(np.transpose(patches)[..., None])                       # dx/dw of what the heads see, x
+        heads.step(np.concatenate([run.rnn.z[u, b], *seen, [1.0]])[:, None] * np.ones(n_outputs))
       if f < n_agent_steps:
         pi = policy(run.y[f, b])
         error = mask[f, b] * np.append(pi - (np.arange(n_outputs - 1) == action[f, b]), -costs.baseline_cost)
@@ -230,14 +247,18 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
         entropy = mask[f, b] * np.append(costs.entropy_cost * pi * (np.log(pi) + H), 0.0)
         rnn.end_of_frame(B_rnn @ error, delta[f, b], B_rnn @ entropy)               # (5), (37)
         heads.end_of_frame(error, delta[f, b], entropy)
-        for trace, B_layer, (layer, (_, v), _) in zip(convs, B_conv, layers):
-          signal = unpool(B_layer @ error / costs.reg_factor_cnn, v.shape[2:], layer.pool_size, layer.pool_stride)
-          trace.end_of_frame(signal, delta[f, b])
-    of_convs = [trace.gradient.sum((1, 2)) for trace in convs]
+        for trace, of_view, B_layer, z, (filters, bias), window in zip(convs, views, B_conv, z_conv, of_views, windows):
+          signal = B_layer @ error / costs.reg_factor_cnn
+          trace.end_of_frame(unsee(signal, filters, z.shape[2:], *window), delta[f, b])
+          if len(filters):
+            of_view.end_of_frame(signal.reshape(-1, len(bias)), delta[f, b])
+    of_convs = [trace.gradient.sum((1, 2)) for trace in convs] + [trace.gradient.sum(1) for trace in views]
     total = total + np.array([rnn.gradient, heads.gradient, *of_convs], dtype=object)
-  of_rnn, of_heads, of_conv1, of_conv2 = total
+  of_rnn, of_heads, of_conv1, of_conv2, of_view1, of_view2 = total
   n_in = run.x.shape[-1]
   return dict(conv1=of_conv1[:-1].reshape(weights.conv1.shape), bias1=of_conv1[-1],
               conv2=of_conv2[:-1].reshape(weights.conv2.shape), bias2=of_conv2[-1],
               w_in=of_rnn[:n_in], w_rec=oracle.no_autapses(of_rnn[n_in:]), w_policy=of_heads[:-1, :-1],
-              b_policy=of_heads[-1, :-1], w_value=of_heads[:-1, -1:], b_value=of_heads[-1, -1:])
+              b_policy=of_heads[-1, :-1], w_value=of_heads[:-1, -1:], b_value=of_heads[-1, -1:],
+              broadcast1=of_view1[:-1].reshape(weights.broadcast1.shape), bias_broadcast1=of_view1[-1],
+              broadcast2=of_view2[:-1].reshape(weights.broadcast2.shape), bias_broadcast2=of_view2[-1])

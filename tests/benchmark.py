@@ -1,8 +1,8 @@
 """Speed and memory, as ratios between variants timed in turn in one run.
 
-  python tests/benchmark.py              all, about 12 minutes on two cores; with --write, the numbers go to figures/benchmark.json
-                                         of the Figure 3 folder, those of speech to that of the Figure 2 folder
-  python tests/benchmark.py iteration pattern start memory scaling speech speech_start epoch      some of it
+  python tests/benchmark.py              all, about 16 minutes on two cores; with --write, numbers go to figures/benchmark.json
+                                         of the Figure 3 folder, those of speech and of Atari to those of their folders
+  python tests/benchmark.py iteration pattern start memory scaling speech speech_start epoch atari atari_scaling      some of it
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """
@@ -20,10 +20,12 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
 SPEECH_FOLDER = ROOT / 'Figure_2_TIMIT'
+ATARI_FOLDER = ROOT / 'Figure_4_and_5_ATARI'
 sys.path.insert(0, str(FOLDER))
 EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_accumulation_with_alif', 'pattern_generation'))
-PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', 'speech', 'speech_start', 'epoch')
 OF_SPEECH = ('speech', 'speech_start', 'epoch')
+OF_ATARI = ('atari', 'atari_scaling')
+PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', *OF_SPEECH, *OF_ATARI)
 # Deciles of the lengths in frames of 128 utterances of TIMIT (NLTK's sample without its SA sentences).
 TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
 
@@ -77,6 +79,23 @@ def time_in_turn(functions, n_rounds):
       function()
       seconds[name].append(time.perf_counter() - start)
   return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_child(name, *arguments):
+  """What a function of this file returns in a process of its own."""
+  code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
+          f'print(json.dumps(benchmark.{name}(*{arguments!r})))')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise RuntimeError(done.stderr)
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed(maker, variants):
+  """Seconds of what a function of this file makes, by name and arguments of each variant, and peak memory of the process."""
+  seconds = time_in_turn({name: globals()[maker](*arguments) for name, arguments in variants.items()}, 3)
+  import experiment
+  return dict(seconds=seconds, peak_memory_mb=experiment.peak_memory_mb())
 
 
 def iteration():
@@ -135,12 +154,8 @@ def memory():
 
 def child_scaling(impl, n_batch, n_steps, n_rec):
   """Seconds per iteration and peak memory of one configuration, in a process of its own."""
-  code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
-          f'f = benchmark.make_iteration("eprop", {impl!r}, {n_batch}, {n_steps}, {n_rec}); '
-          'seconds = benchmark.time_in_turn({"f": f}, 3)["f"]; '
-          'import experiment; print(json.dumps(dict(seconds=seconds, peak_memory_mb=experiment.peak_memory_mb())))')
-  done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
-  return json.loads(done.stdout.splitlines()[-1])
+  result = in_child('timed', 'make_iteration', {'f': ('eprop', impl, n_batch, n_steps, n_rec)})
+  return dict(seconds=result['seconds']['f'], peak_memory_mb=result['peak_memory_mb'])
 
 
 def scaling():
@@ -189,17 +204,12 @@ def speech():
   results = {}
   for network in ('lsnn', 'lstm'):
     variants = {'adjoint': ('eprop', 'adjoint'), 'bptt': ('bptt', 'adjoint'), 'autodiff': ('eprop', 'autodiff')}
-    code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
-            f'functions = {{name: benchmark.make_speech_iteration({network!r}, *v) for name, v in %r.items()}}; '
-            'seconds = benchmark.time_in_turn(functions, 3); '
-            'import experiment; print(json.dumps(dict(seconds=seconds, peak_memory_mb=experiment.peak_memory_mb())))')
-    run = lambda chosen: json.loads(subprocess.run([sys.executable, '-c', code % (chosen,)], check=True, capture_output=True,
-                                                   text=True).stdout.splitlines()[-1])
-    seconds = run(variants)['seconds']
+    run = lambda *names: in_child('timed', 'make_speech_iteration', {name: (network, *variants[name]) for name in names})
+    seconds = run(*variants)['seconds']
     results[network] = dict(
         seconds=seconds, autodiff_over_adjoint=seconds['autodiff'] / seconds['adjoint'],
         bptt_over_adjoint=seconds['bptt'] / seconds['adjoint'],
-        peak_mb={name: run({name: variants[name]})['peak_memory_mb'] for name in ('adjoint', 'bptt')})
+        peak_mb={name: run(name)['peak_memory_mb'] for name in ('adjoint', 'bptt')})
   return results
 
 
@@ -241,11 +251,184 @@ def child_epoch(network, rule):
 
 def epoch():
   """Figure 2: an epoch of TIMIT's size, from measured updates at the lengths to which its batches are padded."""
-  code = (f'import sys, json; sys.path.insert(0, {str(ROOT / "tests")!r}); import benchmark; '
-          'print(json.dumps(benchmark.child_epoch(%r, %r)))')
-  run = lambda *arguments: json.loads(subprocess.run([sys.executable, '-c', code % arguments], check=True, capture_output=True,
-                                                     text=True).stdout.splitlines()[-1])
-  return {f'{network}_{rule}': run(network, rule) for network in ('lsnn', 'lstm') for rule in ('eprop', 'bptt')}
+  return {f'{network}_{rule}': in_child('child_epoch', network, rule)
+          for network in ('lsnn', 'lstm') for rule in ('eprop', 'bptt')}
+
+
+class Atari:
+  """Training on Pong with the default flags of figure 4's main.py, the published values, in pieces. For a process of its own.
+
+  A call plays one window, computes its gradient and changes the weights.
+
+  Args:
+    rule, impl: 'eprop' or 'bptt', and its computation.
+    n_envs, n_steps: environments, agent steps per window.
+    threads: of the emulators, as --emulator_threads.
+  """
+
+  def __init__(self, rule='eprop', impl='adjoint', n_envs=32, n_steps=100, threads=0):
+    sys.path.insert(0, str(ATARI_FOLDER))  # in front: this folder has a plots.py of its own
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    import main as program
+    import playing
+    program.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
+                   f'--parallel_episodes={n_envs}', f'--unroll_length={n_steps}', f'--emulator_threads={threads}'])
+    flags = program.FLAGS.flag_values_dict()
+    self.shape, self.frame_skip = (n_steps, n_envs), flags['num_action_repeats']
+    self.episode = flags['max_episode_len'] + flags['max_episode_len_jitter']  # agent steps of the longest
+    environment = program.make_environment(n_envs)
+    self.agent = program.make_agent(environment.n_actions)
+    self.weights, _ = program.initial_weights(self.agent)
+    self._learn, _ = program.make_learner(self.agent, self.weights)
+    self._optimizer = keras.optimizers.Adam(flags['learning_rate'], epsilon=flags['epsilon'])
+    self._optimizer.build(list(self.weights))
+    self._rng = np.random.default_rng(0)
+    self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))
+    self.mask = tf.ones(self.shape)
+    self.player = playing.Player(self.agent, environment)
+    self.emulator_seconds = []  # of each window
+    step = environment.step
+
+    def timed_step(action):
+      start = time.perf_counter()
+      result = step(action)
+      self.emulator_seconds[-1] += time.perf_counter() - start
+      return result
+
+    environment.step = timed_step
+    self.begin()
+
+  def begin(self):
+    self.player.begin(self.weights, 0)
+
+  def play(self):
+    self.emulator_seconds.append(0.0)
+    return self.player.window(self.weights, self.shape[0], self._rng)
+
+  def learn(self, played):
+    return self._learn(played, self.reward(played), self.mask)
+
+  def update(self, gradients):
+    self._optimizer.apply(list(gradients), list(self.weights))
+    self.player.look_again(self.weights)
+
+  def __call__(self):
+    self.update(self.learn(self.play()).gradients)
+
+  def frames_per_s(self, window_seconds, begin_seconds):
+    """Of an iteration, which begins all games anew and plays windows until the longest episode is over."""
+    n_steps, n_envs = self.shape
+    n_windows = -(-self.episode // n_steps)
+    return self.frame_skip * n_envs * n_steps * n_windows / (n_windows * window_seconds + begin_seconds)
+
+
+def child_atari(variants, n_rounds):
+  """Windows of variants in turn, each with the arguments of Atari, and peak memory of the process."""
+  import experiment
+  programs = {name: Atari(*arguments) for name, arguments in variants.items()}
+  begin = time_in_turn({name: program.begin for name, program in programs.items()}, 1)
+  window = time_in_turn(programs, n_rounds)
+  rows = {name: dict(window_seconds=window[name], begin_seconds=begin[name],
+                     frames_per_s=program.frames_per_s(window[name], begin[name])) for name, program in programs.items()}
+  return dict(rows=rows, peak_memory_mb=experiment.peak_memory_mb())
+
+
+def atari_profile(n_rounds, n_envs=32, n_steps=100):
+  """Where the time of a window goes.
+
+  Emulator, playing, learning and update are timed as they are. The layers' shares come from what was recorded: the compiled
+  functions run over it once more, cut down to one layer's outputs, then to two layers', and so on (TensorFlow computes only
+  what is asked for). A share is the difference, so that what runs side by side counts once, and 'rest' is what remains.
+
+  Returns:
+    dict of the pieces, each a dict of seconds per window and per cent.
+  """
+  program = Atari('eprop', 'adjoint', n_envs, n_steps)
+  import tensorflow as tf
+  from actor_critic import Costs, Seen, observe
+  from agent import Record, State
+  from reward_based_eprop import Adjoints, backward, prepare, start_of_scan
+  agent, weights, costs, played = program.agent, program.weights, Costs(), program.play()
+  window = played.window(program.reward(played), program.mask)
+  seen = observe(agent, costs, window.records)
+  plan = prepare(agent, costs, window, seen)
+  gradients = program.learn(played).gradients
+
+  def acting(states, fields):
+    """Acts on the recorded frames; computes and keeps these fields of State and Record only."""
+    @tf.function
+    def act(state, frame, reset):
+      _, _, after, record = agent.act(weights, state, frame, reset)
+      return state._replace(**{name: getattr(after, name) for name in states}), [getattr(record, name) for name in fields]
+
+    def run():
+      state, kept = played.state, []
+      for record in played.records:
+        state, values = act(state, record.frame, record.reset)
+        kept.append(values)
+    return run
+
+  def going_back(conv_only):
+    """The scan backwards over the records, of the convolutional layers or of all."""
+    @tf.function
+    def step(record, k, before, sums):
+      adjoints, summed = backward(agent, costs, weights, record, plan, k, before, sums)
+      return (Adjoints(*before[:2], *adjoints[2:]), [*summed[:4], *sums[4:]]) if conv_only else (adjoints, summed)
+
+    def run():
+      adjoints, sums = start_of_scan(agent, n_envs)
+      for k in reversed(range(n_steps + 1)):
+        adjoints, sums = step(played.records[k], tf.constant(k), adjoints, sums)
+    return run
+
+  observe_one = tf.function(lambda record, total: Seen(*(a + b for a, b in zip(observe(agent, costs, record), total))),
+                            jit_compile=True)
+
+  def observing():
+    total = Seen(*map(tf.zeros_like, seen))
+    for record in played.records:
+      total = observe_one(record, total)
+
+  conv, lsnn = ('frame', 'reset', 'h1', 'h2'), ('h', 'v', 'a', 'z_before')
+  t = time_in_turn({
+      'play': program.play, 'learn': lambda: program.learn(played), 'update': lambda: program.update(gradients),
+      'act_conv': acting(('v1', 'v2'), conv), 'act_lsnn': acting(('v1', 'v2', 'rnn'), conv + lsnn),
+      'act': acting(State._fields, Record._fields), 'observe': observing,
+      'prepare': tf.function(lambda: prepare(agent, costs, window, seen)), 'back_conv': going_back(True),
+      'back': going_back(False)}, n_rounds)
+  emulator = statistics.median(program.emulator_seconds[-n_rounds:])
+  pieces = {'emulator': emulator, 'acting: convolutional layers': t['act_conv'], 'acting: LSNN': t['act_lsnn'] - t['act_conv'],
+            'acting: heads': t['act'] - t['act_lsnn'], 'acting: rest': t['play'] - emulator - t['act'],
+            'gradient: observe': t['observe'], 'gradient: prepare': t['prepare'],
+            'gradient: convolutional layers': t['back_conv'], 'gradient: LSNN': t['back'] - t['back_conv'],
+            'gradient: rest': t['learn'] - t['observe'] - t['prepare'] - t['back'], 'update': t['update']}
+  total = sum(pieces.values())
+  return {name: dict(seconds=seconds, per_cent=100 * seconds / total) for name, seconds in pieces.items()}
+
+
+def atari(n_rounds=2, n_envs=32, n_steps=100, autodiff_steps=40):
+  """Figures 4, 5: training on Pong as published, beside BPTT and the autodiff computation; where the time of a window goes.
+
+  Autodiff and what it is compared with play shorter windows: it needs 130 MB per agent step of 32 environments.
+  """
+  variants = {'adjoint': ('eprop', 'adjoint', n_envs, n_steps), 'bptt': ('bptt', 'adjoint', n_envs, n_steps),
+              'adjoint_short': ('eprop', 'adjoint', n_envs, autodiff_steps),
+              'autodiff_short': ('eprop', 'autodiff', n_envs, autodiff_steps)}
+  rows = in_child('child_atari', variants, n_rounds)['rows']
+  ratio = lambda name, base: rows[name]['window_seconds'] / rows[base]['window_seconds']
+  alone = in_child('child_atari', {'adjoint': variants['adjoint']}, 1)
+  return dict(rows['adjoint'], peak_memory_mb=alone['peak_memory_mb'], bptt_over_adjoint=ratio('bptt', 'adjoint'),
+              autodiff_over_adjoint=ratio('autodiff_short', 'adjoint_short'), autodiff_steps=autodiff_steps,
+              profile=in_child('atari_profile', n_rounds, n_envs, n_steps))
+
+
+def atari_scaling(n_rounds=2, envs=(8, 16, 32, 64), windows=(100, 20), threads=(1, 2), n_threaded=32):
+  """Figures 4, 5: speed by environments, by length of the window, and by threads of the emulators."""
+  sizes = [(n_envs, n_steps, 0) for n_steps in windows for n_envs in envs] + [(n_threaded, windows[0], n) for n in threads]
+  rows = in_child('child_atari', {str(size): ('eprop', 'adjoint', *size) for size in sizes}, n_rounds)['rows']
+  return [dict(zip(('n_envs', 'n_steps', 'threads'), size), **rows[str(size)]) for size in sizes]
 
 
 def draw_scaling(rows, path):
@@ -272,6 +455,32 @@ def draw_scaling(rows, path):
   figure.savefig(path, dpi=130)
 
 
+def draw_atari_scaling(rows, path):
+  """Frames per second by environments and by threads of the emulators."""
+  import matplotlib
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+  figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained', sharey=True)
+  for n_steps in dict.fromkeys(row['n_steps'] for row in rows):
+    chosen = [row for row in rows if row['n_steps'] == n_steps and row['threads'] == 0]
+    axes[0].plot([row['n_envs'] for row in chosen], [row['frames_per_s'] for row in chosen], 'o-',
+                 label=f'windows of {n_steps} agent steps')
+  ticks = sorted({row['n_envs'] for row in rows})
+  axes[0].set_xscale('log', base=2)
+  axes[0].set_xticks(ticks, map(str, ticks))
+  axes[0].set(title='by environments', xlabel='environments', ylabel='emulator frames per second')
+  axes[0].legend(frameon=False, fontsize=8)
+  threaded = next(row for row in rows if row['threads'] > 0)
+  chosen = [row for row in rows if all(row[name] == threaded[name] for name in ('n_envs', 'n_steps'))]
+  axes[1].bar([str(row['threads'] or "0 (own emulators)") for row in chosen], [row['frames_per_s'] for row in chosen], 0.5)
+  axes[1].set(title=f'by threads, {threaded["n_envs"]} environments, windows of {threaded["n_steps"]}',
+              xlabel='threads of the emulators', ylim=(0, None))
+  for axis in axes:
+    axis.spines[['top', 'right']].set_visible(False)
+  figure.suptitle('Training on Pong, emulator included')
+  figure.savefig(path, dpi=130)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('parts', nargs='*', help=f'some of {", ".join(PARTS)}; default: all')
@@ -286,7 +495,8 @@ def main():
   if arguments.write:
     machine = {name: results.pop(name) for name in ('cores', 'load_at_start', 'python')}
     of_speech = {name: results.pop(name) for name in OF_SPEECH if name in results}
-    for folder, numbers in ((FOLDER, results), (SPEECH_FOLDER, of_speech)):
+    of_atari = {name: results.pop(name) for name in OF_ATARI if name in results}
+    for folder, numbers in ((FOLDER, results), (SPEECH_FOLDER, of_speech), (ATARI_FOLDER, of_atari)):
       if numbers:
         path = folder / 'figures' / 'benchmark.json'
         path.parent.mkdir(exist_ok=True)
@@ -294,6 +504,8 @@ def main():
         path.write_text(json.dumps(dict(before, **machine, **numbers), indent=2) + '\n')
     if 'scaling' in results:
       draw_scaling(results['scaling'], FOLDER / 'figures' / 'benchmark_scaling.png')
+    if 'atari_scaling' in of_atari:
+      draw_atari_scaling(of_atari['atari_scaling'], ATARI_FOLDER / 'figures' / 'benchmark_scaling.png')
 
 
 if __name__ == '__main__':

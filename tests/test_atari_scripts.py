@@ -1,21 +1,34 @@
-"""Figures 4 and 5's program as a user calls it."""
+"""Figures 4 and 5's programs as a user calls them."""
+import concurrent.futures
 import csv
 import json
 import pathlib
+import signal
 import subprocess
 import sys
+import time
+import zlib
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
-MAIN = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI' / 'main.py'
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'
+sys.path.append(str(FOLDER))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
+
+import environments  # noqa: E402
+
 SMALL = ['--n_rec=20', '--n_filters_1=3', '--n_filters_2=2', '--n_rnn_step_factor=2', '--do_plot=False', '--dtype=float64']
+BROADCAST = ['--ba_cnn', '--noavg_ba_cnn', '--reg_factor_cnn=1']  # so that all of them learn from rewards
 
 
-def call(*arguments, expect=0):
-  """Runs the program to its end; returns it with its output as text."""
-  done = subprocess.run([sys.executable, str(MAIN), '--smoke', *map(str, arguments)], capture_output=True, text=True,
-                        timeout=600, check=False)
+def command(*arguments, script='main'):
+  return [sys.executable, str(FOLDER / f'{script}.py'), '--smoke', *map(str, arguments)]
+
+
+def call(*arguments, expect=0, script='main'):
+  """Runs a program to its end; returns it with its output as text."""
+  done = subprocess.run(command(*arguments, script=script), capture_output=True, text=True, timeout=600, check=False)
   assert done.returncode == expect, done.stdout + done.stderr
   return done
 
@@ -23,6 +36,42 @@ def call(*arguments, expect=0):
 def metrics(folder):
   with open(folder / 'metrics.csv', newline='') as file:
     return list(csv.DictReader(file))
+
+
+def kill_when(ready, *arguments):
+  """Starts main.py and kills it once ready() holds."""
+  process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  while process.poll() is None and not ready():
+    time.sleep(0.02)
+  process.kill()
+  process.wait()
+  assert process.returncode == -signal.SIGKILL, 'it ended before'
+
+
+def side_by_side(function, cases):
+  """Values of function(*case), two at a time."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return list(pool.map(lambda case: function(*case), cases))
+
+
+def run_all(folder, common, runs):
+  """Runs main.py with the flags of each of runs, {name: flags}."""
+  side_by_side(call, [(*common, *flags, f'--result_dir={folder}', f'--run_name={name}') for name, flags in runs.items()])
+
+
+def rows(folder, *left_out):
+  """Rows of metrics.csv without what the clock says, and without the columns left_out."""
+  return [{name: text for name, text in row.items() if name not in ('frames_per_s', *left_out)} for row in metrics(folder)]
+
+
+def arrays(path):
+  with np.load(path) as content:
+    return dict(content)
+
+
+def same(a, b, names=None):
+  """Whether two dicts of arrays are the same; names: of the arrays to look at."""
+  return all(np.array_equal(a[name], b[name]) for name in names or a.keys() | b.keys())
 
 
 def test_smoke_and_evaluation(tmp_path):
@@ -39,25 +88,283 @@ def test_smoke_and_evaluation(tmp_path):
   assert evaluation['games'] == 2 and evaluation['episode_len'] == 9 and 'score' in done.stdout
 
 
-def test_all_computations_agree(tmp_path):
-  flags = ['--level_name=catch', *SMALL, f'--result_dir={tmp_path}', '--epsilon=1e-5', '--learning_rate=0.01']
+@pytest.mark.parametrize('impls, flags', [
+    (('adjoint', 'hardcoded', 'autodiff'), []),
+    # The online form keeps its traces from window to window. Autodiff simulates each window anew, with its weights.
+    (('adjoint', 'autodiff'), ['--noapply_after_end', '--unroll_length=5']),
+    (('adjoint', 'hardcoded', 'autodiff'), BROADCAST)], ids=['iterations', 'windows', 'broadcast convolutions'])
+def test_all_computations_agree(tmp_path, impls, flags):
   frames = 2 * 10 * 4  # of an update: environments, agent steps, frames per step
-  for impl in ('adjoint', 'hardcoded', 'autodiff'):
-    call(*flags, f'--eprop_impl={impl}', f'--run_name={impl}', f'--total_environment_frames={3 * frames}')
-  rows = {impl: metrics(tmp_path / 'main' / impl) for impl in ('adjoint', 'hardcoded', 'autodiff')}
-  assert len(rows['adjoint']) == 3 and rows['adjoint'][0]['value_loss'] != rows['adjoint'][2]['value_loss']
+  run_all(tmp_path, ['--level_name=catch', *SMALL, '--epsilon=1e-5', '--learning_rate=0.01',
+                     f'--total_environment_frames={3 * frames}', *flags], {impl: [f'--eprop_impl={impl}'] for impl in impls})
+  found = {impl: metrics(tmp_path / 'main' / impl) for impl in impls}
+  assert len(found['adjoint']) == 3 and found['adjoint'][0]['value_loss'] != found['adjoint'][2]['value_loss']
   for name in ('value_loss', 'policy_loss', 'score', 'rate_lsnn'):
-    values = {impl: np.array([float(row[name]) for row in rows[impl]]) for impl in rows}
-    np.testing.assert_allclose(values['hardcoded'], values['adjoint'], rtol=1e-10, err_msg=name)
-    np.testing.assert_allclose(values['autodiff'], values['adjoint'], rtol=1e-10, err_msg=name)
+    values = {impl: np.array([float(row[name]) for row in found[impl]]) for impl in impls}
+    for impl in impls[1:]:
+      np.testing.assert_allclose(values[impl], values['adjoint'], rtol=1e-10, err_msg=name)
+
+
+def test_broadcast_convolutions_learn_unless_the_heads_alone_do(tmp_path):
+  """And play from their file."""
+  flags = ['--level_name=catch', *SMALL, *BROADCAST]
+  run_all(tmp_path, [*flags, '--epsilon=1e-5'], dict(still=['--learning_rate=0'], whole=[], heads=['--nocell_train'],
+                                                     averages=['--avg_ba_cnn']))
+  still, whole, heads, averages = (arrays(tmp_path / 'main' / name / 'final_weights.npz') for name in (
+      'still', 'whole', 'heads', 'averages'))
+  broadcast = {'broadcast1': (8, 8, 3, 32), 'bias_broadcast1': (32,), 'broadcast2': (4, 4, 2, 64), 'bias_broadcast2': (64,)}
+  assert {name: still[name].shape for name in still.keys() - averages.keys()} == broadcast  # averages go before them
+  changed = lambda weights: {name for name in weights if not np.array_equal(weights[name], still[name])}
+  assert changed(whole) == whole.keys() - {'frames'} and changed(heads) == {'w_policy', 'b_policy', 'w_value', 'b_value'}
+  call(*flags, '--mode=eval', f'--checkpoint={tmp_path}/main/whole/final_weights.npz', f'--result_dir={tmp_path}')
 
 
 @pytest.mark.parametrize('flags, words', [
     (['--level_name=atari/chess'], 'chess'), (['--level_name=catch', '--mode=eval'], '--checkpoint'),
     (['--level_name=catch', '--mode=eval', '--checkpoint=nowhere.npz'], 'nowhere.npz'),
     (['--level_name=catch', '--n_kernel_1=100'], 'kernel'), (['--level_name=catch', '--discounting=2'], 'discounting'),
-    (['--level_name=catch', '--nouse_eprop', '--eprop_impl=hardcoded'], 'e-prop only')], ids=str)
+    (['--level_name=catch', '--nouse_eprop', '--eprop_impl=hardcoded'], 'e-prop only'),
+    (['--level_name=catch', '--noavg_ba_cnn'], '--ba_cnn')], ids=str)
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words):
   done = call(*flags, f'--result_dir={tmp_path}', expect=2)
   errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
   assert len(errors) == 1 and words in errors[0] and 'Traceback' not in done.stderr, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopped and resumed
+
+
+@pytest.mark.parametrize('flags', [
+    ['--level_name=catch', '--total_environment_frames=4800', '--increase_episode_len_by=1'],
+    ['--level_name=atari/pong', '--noapply_after_end', '--total_environment_frames=3200', '--max_episode_len_jitter=2',
+     '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
+def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
+  flags = [*flags, *SMALL, '--unroll_length=5', '--max_episode_len=8', '--increase_episode_len_every=400', '--epsilon=1e-5',
+           '--learning_rate=0.01', '--learning_rate_decay=0.9', '--decay_every=400', '--eval_max_episode_len=20',
+           f'--result_dir={tmp_path}']
+  whole, broken = tmp_path / 'main' / 'whole', tmp_path / 'main' / 'broken'
+  wanted = np.random.default_rng().integers(8, 20)
+  ready = lambda: (broken / 'checkpoints' / 'checkpoint').exists() and len(metrics(broken)) >= wanted
+  # Checkpoints are rarer than iterations, so that rows of metrics.csv have none when the program is killed.
+  side_by_side(lambda function, *arguments: function(*arguments), [
+      (call, *flags, '--run_name=whole'), (kill_when, ready, *flags, '--run_name=broken', '--checkpoint_seconds=0.3')])
+  n_killed = len(metrics(broken))
+  done = call(*flags, '--run_name=broken', '--resume', '--checkpoint_seconds=0', '--print_every=1')
+  n_first = int(done.stdout.split(maxsplit=2)[1])
+  assert 1 < n_first <= n_killed + 1 < len(metrics(whole)), (n_first, n_killed)
+  assert rows(broken) == rows(whole) and len({row['max_episode_len'] for row in rows(whole)}) > 5
+  assert same(*(arrays(run / 'final_weights.npz') for run in (whole, broken)))
+  summaries = [json.loads((run / 'summary.json').read_text()) for run in (whole, broken)]
+  assert all(summaries[0][name] == summaries[1][name] for name in ('score', 'episode_len', 'frames', 'iterations'))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs on Catch: when weights change, and where training begins
+
+ONCE = ['--learning_rate=0.01', '--learning_rate_decay=0', '--decay_every=80']  # the first iteration of 80 frames learns
+STILL = ['--learning_rate=0']
+
+
+@pytest.fixture(scope='module')
+def on_catch(tmp_path_factory):
+  """Folder of runs of three iterations, by name; a game lasts 9 agent steps, 8 in the first iteration."""
+  folder = tmp_path_factory.mktemp('catch')
+  common = ['--level_name=catch', *SMALL, '--epsilon=1e-5', '--reg_factor_cnn=1', '--unroll_length=5', '--max_episode_len=8',
+            '--increase_episode_len_every=80', '--total_environment_frames=240']
+  one_window = ['--unroll_length=9', '--max_episode_len=9', '--learning_rate=0.01', '--total_environment_frames=216']
+  run_all(folder, common, dict(
+      trained=ONCE, windows=[*ONCE, '--noapply_after_end'], still=STILL, still_windows=[*STILL, '--noapply_after_end'],
+      one_window=one_window, one_window_each=[*one_window, '--noapply_after_end']))
+  weights = f'{folder}/main/trained/final_weights.npz'
+  run_all(folder, common, dict(
+      restored=[*STILL, f'--restore_from={weights}'], cnn=[*STILL, f'--restore_cnn_from={weights}'],
+      restarted=[*STILL, f'--restore_from={weights}', '--noresume_max_episode_len']))
+  return folder / 'main'
+
+
+def test_noapply_after_end_changes_weights_after_each_window(on_catch):
+  """The costs of rates and voltages count all steps and trials in both modes, so that only the weights can tell them apart."""
+  assert rows(on_catch / 'one_window') == rows(on_catch / 'one_window_each')  # no window follows the one that learned
+  assert len({row['value_loss'] for row in rows(on_catch / 'one_window')}) == 3
+  masked = ('policy_loss', 'value_loss')  # the first mode does not count steps after a game
+  still, still_windows = (rows(on_catch / name, *masked) for name in ('still', 'still_windows'))
+  assert still == still_windows
+  assert same(*(arrays(on_catch / name / 'final_weights.npz') for name in ('still', 'still_windows')))
+  trained, windows = (rows(on_catch / name, *masked) for name in ('trained', 'windows'))
+  unchanged = dict(still[0], learning_rate='0.01')
+  assert trained[0] == unchanged
+  for name in ('voltage_cnn_loss', 'voltage_rnn_loss', 'entropy'):
+    assert windows[0][name] != unchanged[name], name
+
+
+def test_restored_weights_play_as_in_the_run_they_come_from(on_catch):
+  """In that run the second and the third iteration were played with the final weights, too."""
+  trained, restarted, still = (rows(on_catch / name, 'learning_rate') for name in ('trained', 'restarted', 'still'))
+  assert restarted[1:] == trained[1:] and len({row['value_loss'] for row in trained}) == 3
+  assert all(row['value_loss'] != other['value_loss'] for row, other in zip(restarted, still))
+  names = ('trained', 'restarted', 'restored', 'cnn', 'still')
+  weights = {name: arrays(on_catch / name / 'final_weights.npz') for name in names}
+  assert weights['trained'].pop('frames') == weights['cnn'].pop('frames') == weights['restarted'].pop('frames') == 240
+  assert weights['restored'].pop('frames') == 480 and len(weights['trained']) == 10
+  assert same(weights['trained'], weights['restarted']) and same(weights['trained'], weights['restored'])
+  cnn = ['conv1', 'bias1', 'conv2', 'bias2']
+  others = [name for name in weights['trained'] if name not in cnn]
+  assert not any(same(weights['trained'], weights['still'], [name]) for name in cnn + others)
+  assert same(weights['cnn'], weights['trained'], cnn) and same(weights['cnn'], weights['still'], others)
+
+
+def test_schedule_of_episode_lengths_goes_on_with_restored_weights(on_catch):
+  """Its cubic root, 2 at the beginning, grows by 1 every 80 frames; 240 frames were played before."""
+  columns = lambda column: {name: [float(row[column]) for row in rows(on_catch / name)]
+                            for name in ('trained', 'restored', 'restarted')}
+  assert columns('max_episode_len') == dict(trained=[8, 27, 64], restored=[125, 216, 343], restarted=[8, 27, 64])
+  assert columns('episode_len') == dict(trained=[8, 9, 9], restored=[9, 9, 9], restarted=[8, 9, 9])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs on Atari: seeds, files, settings
+
+
+@pytest.fixture(scope='module')
+def on_pong(tmp_path_factory):
+  """Folder of runs of three iterations of 1,000 frames, by name; `written` writes what it can, and learns in the first two."""
+  folder = tmp_path_factory.mktemp('pong')
+  common = ['--level_name=atari/pong', *SMALL, '--num_action_repeats=50', '--unroll_length=5', '--epsilon=1e-5',
+            '--learning_rate=0.01', '--learning_rate_decay=0', '--decay_every=2000', '--total_environment_frames=3000',
+            '--eval_max_episode_len=10']
+  run_all(folder, common, dict(
+      written=['--do_plot', '--save_observations', '--export_image_data', '--save_anim', '--anim_format=mp4',
+               '--log_every=2000', '--save_every=1000'], plain=[], other=['--seed=1']))
+  return folder / 'main'
+
+
+def test_same_seed_same_metrics_whatever_is_written(on_pong):
+  written, plain, other = (rows(on_pong / name) for name in ('written', 'plain', 'other'))
+  assert written == plain and len(plain) == 3
+  assert same(*(arrays(on_pong / name / 'final_weights.npz') for name in ('written', 'plain')))
+  for name in ('policy_loss', 'value_loss'):
+    assert all(row[name] != other_row[name] for row, other_row in zip(plain, other)), name
+
+
+def test_written_observations(on_pong):
+  """Two windows of 5 agent steps an iteration, in which both games end with the last step."""
+  run = on_pong / 'written'
+  assert len(list(run.glob('observations_*'))) == 6
+  for k, row in enumerate(rows(run), 1):
+    first, second = (arrays(run / f'observations_{k}_{window}.npz') for window in (1, 2))
+    for window in (first, second):
+      assert {name: (array.dtype, array.shape) for name, array in window.items()} == dict(
+          observation=(np.uint8, (6, 2, 84, 84)), reward=(np.float32, (5, 2)), done=(bool, (5, 2)))
+    assert np.array_equal(first['observation'][-1], second['observation'][0])
+    assert len({frame.tobytes() for frame in [*first['observation'], *second['observation'][1:]]}) > 5  # something moves
+    assert np.concatenate([first['done'], second['done']]).tolist() == [[False] * 2] * 9 + [[True] * 2]
+    assert (first['reward'].sum() + second['reward'].sum()) / 2 == float(row['score'])
+
+
+def test_written_weights_games_and_animations(on_pong):
+  run = on_pong / 'written'
+  assert sorted(path.name for path in run.glob('*_*') if not path.name.startswith('observations')) == [
+      'final_weights.npz', 'game_2k.mp4', 'game_2k.png', 'learning_curve.png', 'screens_2k.npz', 'weights_1000.npz',
+      'weights_2000.npz', 'weights_3000.npz']
+  kept = {frames: arrays(run / f'weights_{frames}.npz') for frames in (1000, 2000, 3000)}
+  assert [int(weights.pop('frames')) for weights in kept.values()] == [1000, 2000, 3000]
+  final = arrays(run / 'final_weights.npz')
+  assert final.pop('frames') == 3000 and len(final) == 10 and all(array.dtype == np.float64 for array in final.values())
+  assert same(kept[3000], final) and same(kept[2000], final) and not same(kept[1000], final, ['w_rec'])
+  game = arrays(run / 'game.npz')
+  assert game['screens'].shape == (10, 210, 160, 3) and game['screens'].dtype == np.uint8
+  assert game['spikes'].shape == (20, 20) and game['spikes'].dtype == bool and game['n_regular'] == 12
+  assert game['policy'].shape == (10, 3) and np.allclose(game['policy'].sum(1), 1)
+  assert np.array_equal(arrays(run / 'screens.npz')['screens'], game['screens'])
+  assert np.array_equal(arrays(run / 'screens_2k.npz')['screens'][0], game['screens'][0])  # the same game
+  for name in ('game.mp4', 'game_2k.mp4'):
+    n_frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(run / name))
+    assert n_frames == 10 and abs(seconds - 10 * 50 / 60) < 0.1
+
+
+@pytest.fixture(scope='module')
+def fishing_derby(tmp_path_factory):
+  """Folder of a run on Fishing Derby whose agent cannot act: the emulator repeats the first frames' absence of action."""
+  folder = tmp_path_factory.mktemp('fishing_derby')
+  call('--preset=fishing_derby', '--maxpool', '--fire_reset', '--repeat_action_probability=1', '--noop_max=3',
+       '--num_action_repeats=3', '--eval_max_episode_len=5', '--save_observations', f'--result_dir={folder}', '--run_name=a')
+  return folder / 'main' / 'a'
+
+
+@pytest.mark.parametrize('other', [{}, dict(maxpool=False), dict(fire_reset=False), dict(repeat_action_probability=0.25),
+                                   dict(noop_max=29), dict(frame_skip=4)], ids=str)
+def test_settings_reach_the_emulator(fishing_derby, other):
+  """Frames are those of an environment with the flags' settings, and no others."""
+  settings = dict(maxpool=True, fire_reset=True, repeat_action_probability=1.0, noop_max=3, frame_skip=3, max_episode_len=20)
+  game = environments.make('atari/fishing_derby', 2, 0, environments.Settings(**{**settings, **other}))
+  seed = np.random.default_rng([0, zlib.crc32(b'episodes'), 1]).integers(2 ** 31)
+  frames = [game.reset(int(seed))] + [game.step([3, 3])[0] for _ in range(9)]  # the tenth step ends the games
+  assert np.array_equal(arrays(fishing_derby / 'observations_1_1.npz')['observation'][:10], frames) == (not other)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Presets
+
+
+def test_fishing_derby_has_300_neurons(fishing_derby):
+  flags = json.loads((fishing_derby / 'config.json').read_text())['flags']
+  assert flags['level_name'] == 'atari/fishing_derby' and flags['n_rec'] == 300
+  weights, game = arrays(fishing_derby / 'final_weights.npz'), arrays(fishing_derby / 'game.npz')
+  assert weights['w_rec'].shape == (300, 300) and weights['w_policy'].shape[1] == 6
+  assert game['n_regular'] == 180 and game['spikes'].shape == (10 * 5, 300) and len(game['action_names']) == 6
+
+
+LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)
+
+
+def test_presets_and_flags_that_win_over_them(tmp_path):
+  """The values in config.json, which is written before training begins."""
+  cases = {
+      'catch': (['--level_name=catch', '--preset=laptop'], dict(
+          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0)),
+      'pong': (['--level_name=atari/pong', '--preset=laptop'], dict(
+          LEARNS_FAST, apply_after_end=False, unroll_length=20, max_episode_len=1000, max_episode_len_jitter=25)),
+      'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(
+          LEARNS_FAST, level_name='atari/pong', apply_after_end=True, unroll_length=30, epsilon=0.1, max_episode_len=7)),
+      'paper': ([], dict(level_name='atari/pong', epsilon=1.0, reg_factor_cnn=1e8, use_cubic_schedule=True, n_rec=400,
+                         apply_after_end=True, unroll_length=100, max_episode_len=200, max_episode_len_jitter=25))}
+  config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
+  side_by_side(kill_when, [(config[name].exists, *flags, '--nosmoke', '--parallel_episodes=2', f'--result_dir={tmp_path}',
+                            f'--run_name={name}') for name, (flags, _) in cases.items()])
+  for name, (_, expected) in cases.items():
+    values = json.loads(config[name].read_text())['flags']
+    assert {key: values[key] for key in expected} == expected, name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# compare_learning_rules.py
+
+
+def test_comparison_trains_replots_and_loses_nothing(tmp_path):
+  flags = ['--level_name=catch', f'--out={tmp_path}/out']
+  compare = lambda *arguments, **options: call(*flags, *arguments, script='compare_learning_rules', **options)
+  first = compare('--rules=lif,readout', f'--result_dir={tmp_path}')
+  assert '2 runs ended, 0 missing' in first.stdout
+  runs = {rule: tmp_path / 'comparison_smoke' / 'catch' / 'main' / f'{rule}_seed0' for rule in ('lif', 'readout')}
+  used = {rule: json.loads((run / 'config.json').read_text())['flags'] for rule, run in runs.items()}
+  assert used['lif']['fraction_adaptive'] == 0 and used['lif']['cell_train'] and used['lif']['preset'] == 'laptop'
+  assert used['readout']['fraction_adaptive'] == 0.4 and not used['readout']['cell_train']
+  table, curves, picture = (tmp_path / 'out' / name for name in (
+      'comparison_catch.csv', 'curves_catch.csv', 'comparison_catch.png'))
+  read = lambda path: list(csv.DictReader(path.read_text().splitlines()))
+  assert [(row['rule'], row['seed'], row['games']) for row in read(table)] == [(rule, '0', '2') for rule in runs]
+  assert [(row['rule'], row['frames'], float(row['score'])) for row in read(curves)] == [
+      (rule, row['frames'], float(row['score'])) for rule, run in runs.items() for row in metrics(run)]
+  files = lambda: {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file() and path != picture}
+  before = files()
+  picture.unlink()
+  # The figure once more without the runs, and a mistake, whatever else stands beside it.
+  replotted, mistaken = side_by_side(lambda *arguments: compare(*arguments[1:], expect=arguments[0]), [
+      (0, '--replot', f'--result_dir={tmp_path}/none'), (2, '--rules=readout,magic', f'--result_dir={tmp_path}')])
+  assert picture.stat().st_size > 0 and replotted.stdout.splitlines() == first.stdout.splitlines()[-3:]
+  errors = [line for line in mistaken.stderr.splitlines() if line.startswith('error: ')]
+  assert len(errors) == 1 and 'magic' in errors[0] and 'Traceback' not in mistaken.stderr
+  assert files() == before
+  compare('--rules=readout', f'--result_dir={tmp_path}')  # finished runs are not trained again, rows of other rules stay
+  assert files() == before

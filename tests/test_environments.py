@@ -321,8 +321,8 @@ def cells(frame):
   return np.array(grid)[:, :, 0] > 0
 
 
-@pytest.mark.parametrize('level_name, n_visible', [('catch', 9), ('catch_cue_delay', 2)])
-def test_catch(level_name, n_visible):
+@pytest.mark.parametrize('level_name, n_visible, n_locked', [('catch', 9, 0), ('catch_cue_delay', 2, 6)])
+def test_catch(level_name, n_visible, n_locked):
   """A slow player that looks at the pixels catches every ball."""
   environment = make(level_name, 20)
   frames, seen = environment.reset(3), set()
@@ -335,6 +335,7 @@ def test_catch(level_name, n_visible):
       for frame, ball in zip(frames[:5], column):
         shown = np.argwhere(cells(frame)[:-1]).tolist()
         assert shown == ([[n, ball]] if n < n_visible else [])
+      assert (set(paddle) == {2}) == (n <= n_locked)
       frames, reward, terminated, truncated = environment.step(1 + np.sign(np.subtract(column, paddle)))
       assert np.all(reward == (1 if n == 8 else 0)) and np.all(terminated == (n == 8)) and not truncated.any()
   assert seen == set(range(5)) and catch.OPTIMAL_RETURN == 1

@@ -29,20 +29,28 @@ NEURONS = dict(n=N_LIF + N_ALIF, thr=0.8, tau=15.0, tau_adaptation=30.0, beta=np
 COSTS = Costs(discounting=0.9, baseline_cost=0.7, entropy_cost=0.4, rate_cost=5.0, rate_target=0.02, voltage_cost_rnn=3e-4,
               voltage_cost_cnn=0.05, reg_factor_cnn=3.0)
 NO_MEANS = COSTS._replace(rate_cost=0.0, voltage_cost_rnn=0.0, voltage_cost_cnn=0.0)  # costs that do not see the window
-CASES = ('episodes end', 'begins inside an episode', 'averages over trials', 'random feedback', 'three windows')
+BROADCAST = 'broadcast convolutions'
+CASES = ('episodes end', 'begins inside an episode', 'averages over trials', 'random feedback', 'three windows', BROADCAST,
+         f'{BROADCAST}, random feedback')
+HEADS = ('w_policy', 'b_policy', 'w_value', 'b_value')
+SEEDS = {False: 3, True: 8}  # without and with broadcast convolutions, at which all layers spike
 
 
-def make_agent():
-  conv1 = ConvLIF((SIZE, SIZE, 1), filters=3, kernel=4, stride=2, pool=2, pool_stride=1)
-  conv2 = ConvLIF(conv1.size, filters=2, kernel=2, stride=1, pool=2, pool_stride=2)
+def make_agent(broadcast=False):
+  """An agent whose heads see averages, or, with windows that leave a margin of the first layer, broadcast convolutions."""
+  view1, view2 = (dict(pool=2, pool_stride=1), dict(pool=2, pool_stride=2)) if not broadcast else (
+      dict(pool=2, pool_stride=2, broadcast=2), dict(pool=3, pool_stride=1, broadcast=3))
+  conv1 = ConvLIF((SIZE, SIZE, 1), filters=3, kernel=4, stride=2, **view1)
+  conv2 = ConvLIF(conv1.size, filters=2, kernel=2, stride=1, **view2)
   constants = {name: value for name, value in NEURONS.items() if name != 'n'}
   return Agent(A, conv1, conv2, lsnn.ALIF(NEURONS['n'], **constants, dtype='float64'), n_repeat=S)
 
 
-def published_agent():
-  """The agent of the published runs, which is that of main.py's defaults."""
-  conv1 = ConvLIF((84, 84, 1), filters=16, kernel=8, stride=4, pool=8, pool_stride=4)
-  conv2 = ConvLIF(conv1.size, filters=8, kernel=4, stride=1, pool=4, pool_stride=2)
+def published_agent(broadcast=False):
+  """The agent of the published runs, which is that of main.py's defaults; or with --ba_cnn."""
+  filters = (32, 64) if broadcast else (None, None)
+  conv1 = ConvLIF((84, 84, 1), filters=16, kernel=8, stride=4, pool=8, pool_stride=4, broadcast=filters[0])
+  conv2 = ConvLIF(conv1.size, filters=8, kernel=4, stride=1, pool=4, pool_stride=2, broadcast=filters[1])
   cell = lsnn.ALIF(400, thr=1.0, tau=15.0, tau_adaptation=70.0, beta=np.repeat([0, 0.1], [240, 160]), n_refractory=5,
                    dtype='float32')
   return Agent(3, conv1, conv2, cell)
@@ -63,16 +71,16 @@ def stack(records):
 
 
 @functools.cache
-def actor():
-  agent = make_agent()
+def actor(broadcast=False):
+  agent = make_agent(broadcast)
   return agent, tf.function(agent.act)
 
 
-def live(weights, state, frames, resets):
+def live(act, weights, state, frames, resets):
   """Acts one step after the other. Returns the records, stacked, and the states before each step and after the last."""
   records, states = [], [state]
   for frame, reset in zip(frames, resets):
-    *_, state, record = actor()[1](weights, state, frame, reset)
+    *_, state, record = act(weights, state, frame, reset)
     records.append(record)
     states.append(state)
   return stack(records), states
@@ -80,13 +88,14 @@ def live(weights, state, frames, resets):
 
 @functools.cache
 def make_problem(case):
-  agent, _ = actor()
-  rng = np.random.default_rng(3)
+  agent, act = actor(BROADCAST in case)
+  rng = np.random.default_rng(SEEDS[BROADCAST in case])
   weights = agent.initial_weights(rng)
   bias = lambda w: rng.normal(0, 0.1, w.shape)
   weights = weights._replace(bias1=bias(weights.bias1), bias2=bias(weights.bias2), b_policy=bias(weights.b_policy),
                              b_value=bias(weights.b_value), w_in=2 * weights.w_in, conv1=0.15 * weights.conv1,
-                             conv2=0.4 * weights.conv2)
+                             conv2=0.4 * weights.conv2, bias_broadcast1=bias(weights.bias_broadcast1),
+                             bias_broadcast2=bias(weights.bias_broadcast2))
   weights = Weights(*map(tf.constant, weights))
   frames = tf.constant(rng.integers(0, 256, (N + 1, B, SIZE, SIZE)), tf.uint8)
   reset = np.zeros((N + 1, B))
@@ -94,13 +103,13 @@ def make_problem(case):
   reset[3, 0] = reset[5, 0] = reset[4, 1] = reset[N, 2] = 1
   state = agent.initial_state(B)
   if case == 'begins inside an episode':
-    state = live(weights, state, frames[:4], tf.zeros((4, B), tf.float64))[1][-1]
-  records, _ = live(weights, state, frames, tf.constant(reset))
+    state = live(act, weights, state, frames[:4], tf.zeros((4, B), tf.float64))[1][-1]
+  records, _ = live(act, weights, state, frames, tf.constant(reset))
   mask, _ = episode_mask(records.reset[1:], tf.zeros(B, tf.float64))
   mask = tf.ones_like(mask) if case == 'three windows' else mask
   window = Window(records, tf.constant(rng.integers(0, A, (N, B)), tf.int32), tf.constant(rng.normal(size=(N, B))), mask)
   costs = COSTS._replace(voltage_reg_method='avg_all' if case == 'averages over trials' else 'avg_time')
-  feedback = tf.constant(rng.normal(size=(agent.n_features, A + 1))) if case == 'random feedback' else None
+  feedback = tf.constant(rng.normal(size=(agent.n_features, A + 1))) if 'random feedback' in case else None
   return Problem(agent, costs, weights, state, window, feedback)
 
 
@@ -120,11 +129,12 @@ def gradient(case, rule, costs=None, compiled=False):
 
 
 def assert_equal(actual, expected, tolerance=1e-10):
-  """All gradients agree to a tolerance relative to their largest entry, and none of them is 0."""
-  assert len(actual) == len(expected) == len(Weights._fields)
-  for name, a, b in zip(Weights._fields, actual, expected):
+  """All gradients agree to a tolerance relative to their largest entry, and none of them is 0; names are the same."""
+  actual, expected = Weights(*actual)._asdict(), Weights(*expected)._asdict()
+  assert actual.keys() == expected.keys() and len(actual) >= 10
+  for name, b in expected.items():
     assert np.abs(b).max() > 1e-6, name
-    assert relative_error(a, b) < tolerance, name
+    assert relative_error(actual[name], b) < tolerance, name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,12 +174,18 @@ def test_convolutional_neurons_are_the_published_ones(golden):
   assert relative_error(by_adjoint, g['g_inputs']) < 1e-5
 
 
-def test_published_sizes_and_initial_weights():
-  agent = published_agent()
+@pytest.mark.parametrize('broadcast', [False, True])
+def test_published_sizes_and_initial_weights(broadcast):
+  agent = published_agent(broadcast)
   assert (agent.conv1.size, agent.conv2.size, agent.conv2.units) == ((20, 20, 16), (17, 17, 8), 2312)
-  assert agent.feature_sizes == [400, 256, 392]
+  assert agent.feature_sizes == ([400, 4 * 4 * 32, 7 * 7 * 64] if broadcast else [400, 256, 392])
   weights = agent.initial_weights(np.random.default_rng(0))
-  fan_in = dict(conv1=64, conv2=256, w_in=2312, w_rec=400, w_policy=1048, w_value=1048)
+  fan_in = dict(conv1=64, conv2=256, w_in=2312, w_rec=400, w_policy=agent.n_features, w_value=agent.n_features)
+  if broadcast:
+    fan_in |= dict(broadcast1=1024, broadcast2=128)
+    assert weights.broadcast1.shape == (8, 8, 16, 32) and weights.broadcast2.shape == (4, 4, 8, 64)
+    assert weights.bias_broadcast1.shape == (32,) and weights.bias_broadcast2.shape == (64,)
+  assert list(weights._asdict()) == list(Weights._fields[:14 if broadcast else 10])
   for name, w in weights._asdict().items():
     assert w.dtype == np.float32
     if name in fan_in:
@@ -186,6 +202,11 @@ def test_published_sizes_and_initial_weights():
 def test_arguments_that_do_not_fit():
   with pytest.raises(ValueError, match='windows that fit'):
     ConvLIF((6, 6, 1), filters=1, kernel=8, stride=4, pool=1, pool_stride=1)
+  for broadcast in (None, 1):
+    with pytest.raises(ValueError, match='windows that fit'):
+      ConvLIF((6, 6, 1), filters=1, kernel=4, stride=2, pool=3, pool_stride=1, broadcast=broadcast)
+  with pytest.raises(ValueError, match='thr > 0'):
+    ConvLIF((6, 6, 1), filters=1, kernel=4, stride=2, pool=1, pool_stride=1, thr=0)
   conv = ConvLIF((12, 12, 1), filters=3, kernel=4, stride=2, pool=2, pool_stride=1)
   with pytest.raises(ValueError, match='second layer'):
     Agent(3, conv, conv, lsnn.ALIF(4))
@@ -196,11 +217,14 @@ def test_arguments_that_do_not_fit():
     adjoint(p.agent, COSTS._replace(voltage_reg_method='mean'), p.weights, p.window)
 
 
-def test_spread_is_the_transpose_of_pool():
+@pytest.mark.parametrize('broadcast', [False, True])
+def test_spread_is_the_transpose_of_see(broadcast):
   rng = np.random.default_rng(0)
-  for layer in (published_agent().conv1, make_agent().conv2):
-    z, signal = tf.constant(rng.normal(size=(2, *layer.size))), tf.constant(rng.normal(size=(2, layer.n_features)))
-    np.testing.assert_allclose(tf.reduce_sum(layer.pool(z) * signal), tf.reduce_sum(z * layer.spread(signal)), rtol=1e-10)
+  for layer in (published_agent(broadcast).conv1, make_agent(broadcast).conv2):
+    z, signal, filters = (tf.constant(rng.normal(size=shape)) for shape in (
+        (2, *layer.size), (2, layer.view.n_features), layer.view.filter_shape))
+    seen = layer.view.see(z, filters, tf.zeros(layer.view.filters, tf.float64))
+    np.testing.assert_allclose(tf.reduce_sum(seen * signal), tf.reduce_sum(z * layer.view.spread(signal, filters)), rtol=1e-10)
 
 
 def of_oracle(case):
@@ -212,8 +236,9 @@ def of_oracle(case):
   return p, neurons, weights, reset, atari_oracle.simulate(p.agent, neurons, weights, images, reset)
 
 
-def test_agent_is_that_of_the_oracle():
-  p, _, _, _, run = of_oracle('episodes end')
+@pytest.mark.parametrize('case', ['episodes end', BROADCAST])
+def test_agent_is_that_of_the_oracle(case):
+  p, _, _, _, run = of_oracle(case)
   records = p.window.records
   over_time = lambda x: np.reshape(x, (-1, B, *x.shape[3:]))
   np.testing.assert_array_equal(over_time(records.h) > 0, run.rnn.z)
@@ -279,7 +304,7 @@ def test_mask_is_one_until_the_first_end():
   np.testing.assert_array_equal(finished, [1, 0, 1])
 
 
-@pytest.mark.parametrize('case', ['episodes end', 'averages over trials', 'three windows', 'random feedback'])
+@pytest.mark.parametrize('case', [case for case in CASES if case != 'begins inside an episode'])
 def test_losses_and_gradients_are_those_of_the_oracle(case):
   p, neurons, weights, reset, run = of_oracle(case)
   arrays = (p.window.action.numpy(), p.window.reward.numpy(), p.window.mask.numpy(), reset)
@@ -301,16 +326,17 @@ def test_three_computations_are_one(case, rule):
   np.testing.assert_allclose(gradient(case, rule).losses, gradient(case, 'adjoint').losses, rtol=1e-10)
 
 
-@pytest.mark.parametrize('rule', ['adjoint', 'hardcoded', 'autodiff'])
-def test_compiled_graphs_give_the_same(rule):
+@pytest.mark.parametrize('case, rule', [
+    *(('begins inside an episode', rule) for rule in ('adjoint', 'hardcoded', 'autodiff')), (BROADCAST, 'hardcoded')])
+def test_compiled_graphs_give_the_same(case, rule):
   """Compiled by XLA as a whole where it may be."""
-  expected, actual = (gradient('begins inside an episode', rule, compiled=compiled) for compiled in (False, True))
+  expected, actual = (gradient(case, rule, compiled=compiled) for compiled in (False, True))
   assert_equal(actual.gradients, expected.gradients)
   np.testing.assert_allclose(actual.losses, expected.losses, rtol=1e-10)
 
 
 @pytest.mark.parametrize('bptt', [False, True])
-@pytest.mark.parametrize('case', ['averages over trials', 'random feedback'])
+@pytest.mark.parametrize('case', ['averages over trials', 'random feedback', f'{BROADCAST}, random feedback'])
 def test_learner_takes_records_one_by_one(case, bptt):
   p = make_problem(case)
   records = [type(p.window.records)(*arrays) for arrays in zip(*map(tf.unstack, p.window.records))]
@@ -321,25 +347,25 @@ def test_learner_takes_records_one_by_one(case, bptt):
     np.testing.assert_allclose(actual, want, rtol=1e-10)
 
 
-@pytest.mark.parametrize('case', ['begins inside an episode', 'averages over trials'])
+@pytest.mark.parametrize('case', ['begins inside an episode', 'averages over trials', BROADCAST])
 def test_bptt_is_autodiff_without_stops(case):
   assert_equal(gradient(case, 'bptt_adjoint').gradients, gradient(case, 'bptt_autodiff').gradients)
 
 
 def test_bptt_and_eprop_differ():
   """Except in the heads."""
-  eprop, bptt = (gradient('begins inside an episode', rule).gradients for rule in ('adjoint', 'bptt_adjoint'))
+  eprop, bptt = (gradient(BROADCAST, rule).gradients for rule in ('adjoint', 'bptt_adjoint'))
   for name, a, b in zip(Weights._fields, eprop, bptt):
     error = relative_error(a, b)
-    assert error < 1e-10 if name in Weights._fields[6:] else error > 1e-2, name
+    assert error < 1e-10 if name in HEADS else error > 1e-2, name
 
 
 @pytest.mark.parametrize('cost', ['baseline_cost', 'entropy_cost', 'rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn'])
 def test_every_cost_counts(cost):
   """Each changes the gradients it acts on, by a part that the tolerances of this file cannot hide, and no other."""
-  acts_on = dict(baseline_cost=(0, 1, 2, 3, 4, 5, 8, 9), entropy_cost=(4, 5, 6, 7), rate_cost=(4, 5),
+  acts_on = dict(baseline_cost=(0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13), entropy_cost=(4, 5, 6, 7), rate_cost=(4, 5),
                  voltage_cost_rnn=(4, 5), voltage_cost_cnn=(0, 1, 2, 3))[cost]
-  with_it, without = (gradient('episodes end', 'adjoint', costs).gradients for costs in (COSTS, COSTS._replace(**{cost: 0.0})))
+  with_it, without = (gradient(BROADCAST, 'adjoint', costs).gradients for costs in (COSTS, COSTS._replace(**{cost: 0.0})))
   for k, (a, b) in enumerate(zip(with_it, without)):
     changed = np.abs(a - b).max() / np.abs(a).max()
     assert changed > 1e-3 if k in acts_on else changed < 1e-12, Weights._fields[k]
@@ -347,9 +373,9 @@ def test_every_cost_counts(cost):
 
 def test_random_feedback_and_symmetric_feedback_differ():
   """Except in the heads."""
-  symmetric, random = (gradient(case, 'adjoint').gradients for case in ('episodes end', 'random feedback'))
+  symmetric, random = (gradient(case, 'adjoint').gradients for case in (BROADCAST, f'{BROADCAST}, random feedback'))
   for name, a, b in zip(Weights._fields, symmetric, random):
-    assert relative_error(a, b) > 0.1 if name in Weights._fields[:6] else relative_error(a, b) < 1e-10, name
+    assert relative_error(a, b) < 1e-10 if name in HEADS else relative_error(a, b) > 0.1, name
 
 
 @pytest.mark.parametrize('rule', [adjoint, hardcoded])
@@ -383,7 +409,7 @@ def cut_window(window, first, last):
   return Window(records, window.action[first:last], window.reward[first:last], window.mask[first:last])
 
 
-@pytest.mark.parametrize('case', ['three windows', 'begins inside an episode'])
+@pytest.mark.parametrize('case', ['three windows', 'begins inside an episode', BROADCAST])
 def test_carried_traces_give_the_gradient_of_the_long_window(case):
   """At fixed weights, windows cut inside episodes; without the costs that are means over a window."""
   p = make_problem(case)
@@ -396,8 +422,8 @@ def test_carried_traces_give_the_gradient_of_the_long_window(case):
     truncated.append(hardcoded(p.agent, NO_MEANS, p.weights, window)[0].gradients)
     assert_equal(truncated[-1], adjoint(p.agent, NO_MEANS, p.weights, window).gradients)
   assert_equal([np.sum(parts, 0) for parts in zip(*carried)], whole)
-  for name, *parts in zip(Weights._fields, whole, zip(*truncated)):
-    assert relative_error(np.sum(parts[1], 0), parts[0]) > 1e-3, name
+  for name, b in whole._asdict().items():
+    assert relative_error(np.sum([getattr(part, name) for part in truncated], 0), b) > 1e-3, name
 
 
 def test_traces_do_not_grow_with_the_window():
