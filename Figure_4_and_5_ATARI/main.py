@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from actor_critic import Costs, Losses, VOLTAGE_METHODS, episode_mask
 from agent import Agent, Weights
+import catch
 import environments
 from experiment import UserError, rng
 import lsnn
@@ -122,7 +123,9 @@ PRESETS = {
     'laptop': dict(epsilon=1e-5, reg_factor_cnn=1.0, apply_after_end=False, unroll_length=20, max_episode_len=1000,
                    use_cubic_schedule=False),
 }
-LAPTOP_CATCH = dict(PRESETS['laptop'], apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0)
+LAPTOP_CATCH = {  # a window is a game
+    game: dict(PRESETS['laptop'], apply_after_end=True, unroll_length=n_rows - 1, max_episode_len=n_rows - 1,
+               max_episode_len_jitter=0) for game, n_rows in (('catch', catch.N_ROWS), ('catch_cue_delay', catch.N_ROWS_DELAY))}
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy',
            'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len',
@@ -362,9 +365,8 @@ def evaluate():
 
 
 def main():
-  is_catch = FLAGS.level_name in environments.CATCH
-  values = LAPTOP_CATCH if FLAGS.preset == 'laptop' and is_catch else PRESETS[FLAGS.preset]
-  experiment.preset(**values)
+  values = PRESETS[FLAGS.preset]
+  experiment.preset(**LAPTOP_CATCH.get(FLAGS.level_name, values) if FLAGS.preset == 'laptop' else values)
   experiment.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
                          max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100)
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
