@@ -40,7 +40,6 @@ LEARNED = 0.95  # of the optimal return: `seconds_to_learn` is when the mean of 
 flags.DEFINE_string('level_name', 'catch_cue_delay', 'catch or catch_cue_delay')
 flags.DEFINE_list('rules', ['eprop', 'lif', 'readout', 'bptt'], 'some of ' + ', '.join(RULES))
 flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each', lower_bound=1)
-flags.DEFINE_float('total_environment_frames', 1e6, 'frames of each run', lower_bound=1)
 flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
 flags.DEFINE_bool('replot', False, 'draw the figure from the CSV without training')
 flags.DEFINE_string('out', os.path.join(HERE, 'figures'), 'folder of the CSV files and the figure')
@@ -81,8 +80,7 @@ def train_all(path, curve_path):
   runs = {os.path.join(folder, 'main', f'{rule}_seed{seed}'): (rule, seed)
           for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
   common = [f'--level_name={FLAGS.level_name}', '--preset=laptop', '--do_plot=False', f'--dtype={FLAGS.dtype}']
-  common += ['--smoke'] if FLAGS.smoke else ['--eval_episodes=1024',
-                                             f'--total_environment_frames={FLAGS.total_environment_frames}']
+  common += ['--smoke'] if FLAGS.smoke else ['--eval_episodes=1024']
   flags_of = {run: [*common, f'--seed={seed}', *RULES[rule]] for run, (rule, seed) in runs.items()}
   others = [[row for row in read(name) if row['rule'] not in FLAGS.rules] for name in (path, curve_path)]
   for done in experiment.train_side_by_side(os.path.join(HERE, 'main.py'), flags_of, FLAGS.n_parallel):

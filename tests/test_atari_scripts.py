@@ -175,12 +175,18 @@ def on_catch(tmp_path_factory):
   one_window = ['--unroll_length=9', '--max_episode_len=9', '--learning_rate=0.01', '--total_environment_frames=216']
   run_all(folder, common, dict(
       trained=ONCE, windows=[*ONCE, '--noapply_after_end'], still=STILL, still_windows=[*STILL, '--noapply_after_end'],
+      longer=[*ONCE, '--total_environment_frames=80'],
       one_window=one_window, one_window_each=[*one_window, '--noapply_after_end']))
   weights = f'{folder}/main/trained/final_weights.npz'
   run_all(folder, common, dict(
       restored=[*STILL, f'--restore_from={weights}'], cnn=[*STILL, f'--restore_cnn_from={weights}'],
-      restarted=[*STILL, f'--restore_from={weights}', '--noresume_max_episode_len']))
+      restarted=[*STILL, f'--restore_from={weights}', '--noresume_max_episode_len'], longer=[*ONCE, '--resume']))
   return folder / 'main'
+
+
+def test_finished_run_goes_on_with_more_frames(on_catch):
+  assert rows(on_catch / 'longer') == rows(on_catch / 'trained')
+  assert same(*(arrays(on_catch / name / 'final_weights.npz') for name in ('longer', 'trained')))
 
 
 def test_noapply_after_end_changes_weights_after_each_window(on_catch):
