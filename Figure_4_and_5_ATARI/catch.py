@@ -1,9 +1,9 @@
 """Catch: a ball falls through a grid of pixels, a paddle on the bottom row catches it (after DeepMind's bsuite).
 
-A game lasts n_rows - 1 steps. In each the paddle moves left, stays or moves right, and the ball falls by one row; at the end
+A game lasts N_ROWS - 1 steps. In each the paddle moves left, stays or moves right, and the ball falls by one row; at the end
 the reward is +1 if the ball is on the paddle, else -1. The column of the ball is drawn at random, the paddle starts in the
-middle. With the cue delay the grid is higher, the ball shows in the first frames only, and the paddle stands still until just
-before the end: the ball's column must be remembered in between.
+middle. With the cue delay the ball shows in the first frames only, and the paddle stands still until just before the end: the
+ball's column must be remembered in between.
 """
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -13,9 +13,8 @@ import numpy as np
 N_ROWS, N_COLUMNS = 10, 5
 SIZE = 84                    # edge of a frame [pixels]
 # With the cue delay:
-N_ROWS_DELAY = 20
 N_VISIBLE = 2                # frames that show the ball
-N_LOCKED = 16                # steps in which the paddle stands still
+N_LOCKED = 6                 # steps in which the paddle stands still
 ACTION_MEANINGS = ('LEFT', 'STAY', 'RIGHT')
 OPTIMAL_RETURN = 1.0
 CHANCE_RETURN = 2 / N_COLUMNS - 1  # the ball's column is uniform, whatever a paddle that ignores it does
@@ -33,7 +32,7 @@ class Catch(VectorEnv):
 
   Args:
     num_envs: B.
-    cue_delay: N_ROWS_DELAY rows; show the ball in the first N_VISIBLE frames only, let the paddle move after N_LOCKED steps.
+    cue_delay: show the ball in the first N_VISIBLE frames only, let the paddle move after N_LOCKED steps.
 
   Attributes:
     ball, paddle: columns, int [B].
@@ -43,16 +42,16 @@ class Catch(VectorEnv):
 
   def __init__(self, num_envs, cue_delay=False):
     self.num_envs = num_envs
-    self.n_rows, self.n_visible, self.n_locked = (N_ROWS_DELAY, N_VISIBLE, N_LOCKED) if cue_delay else (N_ROWS, N_ROWS, 0)
+    self.n_visible, self.n_locked = (N_VISIBLE, N_LOCKED) if cue_delay else (N_ROWS, 0)
     self.single_observation_space = Box(0, 255, (1, SIZE, SIZE), np.uint8)
     self.single_action_space = Discrete(len(ACTION_MEANINGS))
     self.observation_space = batch_space(self.single_observation_space, num_envs)
     self.action_space = batch_space(self.single_action_space, num_envs)
     self.row, self.ball, self.paddle = (np.zeros(num_envs, int) for _ in range(3))
-    pixel_row = np.repeat(np.arange(self.n_rows), np.diff(cell_edges(self.n_rows)))  # [84]
-    pixel_column = np.repeat(np.arange(N_COLUMNS), np.diff(cell_edges(N_COLUMNS)))    # [84]
-    self._in_row = pixel_row == np.arange(self.n_rows)[:, None]                      # [n_rows, 84]
-    self._in_column = pixel_column == np.arange(N_COLUMNS)[:, None]                  # [N_COLUMNS, 84]
+    pixel_row = np.repeat(np.arange(N_ROWS), np.diff(cell_edges(N_ROWS)))          # [84]
+    pixel_column = np.repeat(np.arange(N_COLUMNS), np.diff(cell_edges(N_COLUMNS)))  # [84]
+    self._in_row = pixel_row == np.arange(N_ROWS)[:, None]                         # [N_ROWS, 84]
+    self._in_column = pixel_column == np.arange(N_COLUMNS)[:, None]                # [N_COLUMNS, 84]
 
   def reset(self, *, seed=None, options=None):
     """Begins games: all, or those of options['reset_mask'].
@@ -76,7 +75,7 @@ class Catch(VectorEnv):
     moved = np.clip(self.paddle + np.asarray(actions) - 1, 0, N_COLUMNS - 1)
     self.paddle = np.where(self.row < self.n_locked, self.paddle, moved)
     self.row = self.row + 1
-    terminated = self.row == self.n_rows - 1
+    terminated = self.row == N_ROWS - 1
     reward = np.where(terminated, np.where(self.ball == self.paddle, 1, -1), 0).astype(np.float32)
     return self._frames(), reward, terminated, np.zeros(self.num_envs, bool), {}
 

@@ -133,7 +133,7 @@ def main():
   lines = ((catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance'))
   figure = os.path.join(FLAGS.out, f'comparison_{FLAGS.level_name}.png')
   title = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, '
-           f'paddle free after {catch.N_LOCKED} of {catch.N_ROWS_DELAY - 1} steps'}
+           f'paddle free after {catch.N_LOCKED} of {catch.N_ROWS - 1} steps'}
   plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, title[FLAGS.level_name], lines,
                    FLAGS.show)
   print_table(read(path))

@@ -125,9 +125,9 @@ PRESETS = {
 }
 # A window is a game, and the decay of the learning rate steadies the end.
 LAPTOP_CATCH = {
-    name: dict(PRESETS['laptop'], apply_after_end=True, unroll_length=n_steps, max_episode_len=n_steps, max_episode_len_jitter=0,
-               total_environment_frames=n_frames, learning_rate_decay=0.3, decay_every=0.4 * n_frames)
-    for name, n_steps, n_frames in (('catch', catch.N_ROWS - 1, 1.25e6), ('catch_cue_delay', catch.N_ROWS_DELAY - 1, 2.5e6))}
+    name: dict(PRESETS['laptop'], apply_after_end=True, unroll_length=catch.N_ROWS - 1, max_episode_len=catch.N_ROWS - 1,
+               max_episode_len_jitter=0, total_environment_frames=n_frames, learning_rate_decay=0.3, decay_every=0.4 * n_frames)
+    for name, n_frames in (('catch', 1.25e6), ('catch_cue_delay', 2.5e6))}
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy',
            'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len',
