@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from classifier import Batch, Classifier
 import data
-from experiment import UserError, rng
+from experiment import rng
 from phones import fold
 import result_plots
 import scores

@@ -48,8 +48,7 @@ flags.DEFINE_string('out', os.path.join(HERE, 'figures'), 'folder of the CSV fil
 def read_curve(folder):
   """Frames, seconds and mean score of blocks of updates of a run; [P, 3]."""
   metrics = plots.read_curve(os.path.join(folder, 'metrics.csv'))
-  frames = metrics['frames']
-  seconds = np.cumsum(np.diff(frames, prepend=0) / metrics['frames_per_s'])
+  frames, seconds = metrics['frames'], 3600 * plots.hours(metrics)
   n = len(frames) // BLOCK * BLOCK or len(frames)
   blocks = lambda x: x[:n].reshape(-1, min(n, BLOCK))
   return np.stack([blocks(frames)[:, -1], blocks(seconds)[:, -1], blocks(metrics['score']).mean(1)], 1)

@@ -357,7 +357,7 @@ def evaluate():
     raise UserError('--mode=eval needs --checkpoint=FILE.npz, the final_weights.npz of a run')
   environment = make_environment(min(FLAGS.parallel_episodes, FLAGS.eval_episodes))
   agent = make_agent(environment.n_actions)
-  weights, _ = initial_weights(agent)
+  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
   experiment.restore(weights._asdict(), FLAGS.checkpoint)
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or 'evaluation')
   os.makedirs(folder, exist_ok=True)
@@ -373,6 +373,8 @@ def main():
                          max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100)
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
+  if FLAGS.mode == 'train' and FLAGS.checkpoint:
+    raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
   with experiment.device():
     {'train': train, 'eval': evaluate}[FLAGS.mode]()
 

@@ -41,7 +41,7 @@ def _bare(axes):
 
 
 def game(record, path, show=False):
-  """A stretch of a game as in figures 4b and 5: screens, policy, value and return, spikes, thresholds.
+  """A stretch of a game as in figures 4c and 5: screens, policy, value and return, spikes, thresholds.
 
   Args:
     record: dict of arrays of M agent steps: screens uint8 [M, ...] grey or RGB, policy [M, A], value [M], returns [M]

@@ -124,7 +124,8 @@ def test_broadcast_convolutions_learn_unless_the_heads_alone_do(tmp_path):
     (['--level_name=catch', '--mode=eval', '--checkpoint=nowhere.npz'], 'nowhere.npz'),
     (['--level_name=catch', '--n_kernel_1=100'], 'kernel'), (['--level_name=catch', '--discounting=2'], 'discounting'),
     (['--level_name=catch', '--nouse_eprop', '--eprop_impl=hardcoded'], 'e-prop only'),
-    (['--level_name=catch', '--noavg_ba_cnn'], '--ba_cnn')], ids=str)
+    (['--level_name=catch', '--noavg_ba_cnn'], '--ba_cnn'),
+    (['--level_name=catch', '--checkpoint=weights.npz'], '--restore_from')], ids=str)
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words):
   done = call(*flags, f'--result_dir={tmp_path}', expect=2)
   errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
