@@ -28,6 +28,8 @@ import time
 import zipfile
 import zlib
 
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # NumPy's threads would stand in the way of TensorFlow's
+
 from absl import app
 from absl import flags
 from absl import logging

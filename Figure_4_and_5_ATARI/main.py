@@ -10,6 +10,7 @@ gradients of the windows and changes the weights once, and steps after an enviro
 with --noapply_after_end, it changes them after each window, and all steps count. Then all games begin anew.
 """
 import os
+import sys
 import time
 
 import experiment
@@ -25,6 +26,7 @@ import environments
 from experiment import UserError, rng
 import lsnn
 from online_reward_based_eprop import hardcoded
+import parallel
 import playing
 import plots
 from reward_based_eprop import Learner, autodiff
@@ -45,6 +47,7 @@ flags.DEFINE_string('comment', '', 'a note, kept in config.json')
 # Games
 flags.DEFINE_string('level_name', 'atari/pong', 'atari/NAME, catch or catch_cue_delay')
 flags.DEFINE_integer('parallel_episodes', 32, 'environments', lower_bound=1)
+flags.DEFINE_integer('n_processes', 1, 'processes that share the environments, one per core at best', lower_bound=1)
 flags.DEFINE_integer('num_action_repeats', 4, 'emulator frames per agent step', lower_bound=1)
 flags.DEFINE_float('total_environment_frames', 1e9, 'emulator frames to train for', lower_bound=1)
 flags.DEFINE_integer('max_episode_len', 200, 'agent steps after which a game is stopped', lower_bound=1)
@@ -74,6 +77,7 @@ for _layer, _values, _help in (('1_1', (32, 8, 4), ' on layer 1'), ('1_2', (64, 
                                ('2', (64, 4, 2), ' on layer 2')):
   for _name, _value, _what in zip(('filters', 'kernel', 'stride'), _values, ('filters', 'edge of the kernels', 'stride')):
     flags.DEFINE_integer(f'ba_{_name}_{_layer}', _value, f'{_what} of --ba_cnn{_help}', lower_bound=1)
+flags.DEFINE_bool('zero_mean_filters', False, 'begin with filters of layer 1 that do not see a uniform background')
 flags.DEFINE_float('tau_scnn', 1.0, 'membrane time constant of the convolutional layers [network steps]')
 flags.DEFINE_float('thr_scnn', 0.1, 'their threshold')
 flags.DEFINE_float('tau', 15.0, 'membrane time constant of the LSNN [network steps]')
@@ -167,16 +171,23 @@ def make_agent(n_actions):
     raise UserError(error) from None
 
 
-def make_learner(agent, weights):
+def make_learner(agent, weights, group):
   """How a window is learned from.
+
+  Args:
+    agent: Agent.
+    weights: Weights of variables.
+    group: parallel.Group.
 
   Returns:
     A function of Played, rewards [N, B] and mask [N, B] that returns a Result, and one that makes it forget earlier windows.
   """
-  costs = Costs(**{name: getattr(FLAGS, name) for name in Costs._fields})
+  # Costs of means over the batch: each process adds its part.
+  share = {name: getattr(FLAGS, name) / group.size for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}
+  costs = Costs(**{name: getattr(FLAGS, name) for name in Costs._fields} | share)
   bptt = not FLAGS.use_eprop
   if FLAGS.eprop_impl == 'adjoint':
-    learner = Learner(agent, costs, bptt)
+    learner = Learner(agent, costs, bptt, lambda spikes: tf.constant(group.sum([spikes])[0] / group.size))
     learn = lambda played, reward, mask: learner(weights, played.records, tf.constant(played.action), reward, mask)
     return learn, lambda: None
   if FLAGS.eprop_impl == 'autodiff':
@@ -200,54 +211,58 @@ def trained(weights):
   return [by_name[name] for name in names]
 
 
-def play_and_learn(player, learn, update, weights, iteration, folder):
+def play_and_learn(player, learn, change, weights, iteration, group, folder=None):
   """The episodes of one iteration.
 
   Args:
     player: playing.Player.
     learn: from `make_learner`.
-    update: function of gradients, loss and rate that changes the weights.
+    change: function of gradients, loss and rate that changes the weights.
     weights: Weights of variables.
     iteration: its number, on which everything random depends.
-    folder: of the run.
+    group: parallel.Group, each process of which calls this.
+    folder: of the run, for --save_observations.
 
   Returns:
-    A row of metrics.csv, without frames, learning rate and speed; how many agent steps were played.
+    A row of metrics.csv, without frames, learning rate and speed; how many agent steps each environment was played.
   """
-  generator = rng('episodes', iteration)
+  generator = rng(f'episodes{group.rank or ""}', iteration)
   player.begin(weights, int(generator.integers(2 ** 31)))
-  finished = tf.zeros(FLAGS.parallel_episodes, FLAGS.dtype)
+  finished = tf.zeros(len(player.logits), FLAGS.dtype)
   gradients, losses, score, early, clipped, length, entropy, rates = None, 0, 0, 0, 0, 0, 0, []
-  while not np.all(finished):
+  n_unfinished = 1
+  while n_unfinished:
     step = len(rates) * FLAGS.unroll_length
     played = player.window(weights, FLAGS.unroll_length, generator)
     mask, finished = episode_mask(tf.cast(played.done, FLAGS.dtype), finished)
     reward = np.clip(played.score, -1, 1).astype(FLAGS.dtype)
     result = learn(played, tf.constant(FLAGS.reward_scale * reward), mask if FLAGS.apply_after_end else tf.ones_like(mask))
-    window_losses = np.array([float(loss) for loss in result.losses])
-    losses += window_losses
+    *window_losses, n_unfinished = group.sum([np.array([*map(float, result.losses), np.sum(finished == 0)])])[0]
+    losses += np.array(window_losses)
     rates.append(result.rate.numpy().mean())
     if FLAGS.save_observations:
       playing.save_window(os.path.join(folder, f'observations_{iteration}_{len(rates)}.npz'), played)
     if not FLAGS.apply_after_end:
-      update(result.gradients, window_losses.sum(), rates[-1])
+      change(Weights(*group.sum(result.gradients)), sum(window_losses), rates[-1])
       player.look_again(weights)
     elif gradients is None:
       gradients = result.gradients
     else:
       gradients = [a + b for a, b in zip(gradients, result.gradients)]
     mask = mask.numpy()
-    score += (mask * played.score).sum(0)
-    early += (mask * played.score)[:max(0, SHORT - step)].sum(0)
-    clipped += (mask * reward).sum(0)
-    length += mask.sum(0)
+    score += (mask * played.score).sum()
+    early += (mask * played.score)[:max(0, SHORT - step)].sum()
+    clipped += (mask * reward).sum()
+    length += mask.sum()
     log_pi = tf.nn.log_softmax(tf.stack([record.logits for record in played.records[:-1]])).numpy()
     entropy -= (mask * (np.exp(log_pi) * log_pi).sum(-1)).sum()
   if FLAGS.apply_after_end:
-    update(Weights(*gradients), losses.sum(), np.mean(rates))
+    change(Weights(*group.sum(gradients)), losses.sum(), np.mean(rates))
   losses = Losses(*losses)
-  row = dict(score=score.mean(), return_200=early.mean(), return_clipped=clipped.mean(), episode_len=length.mean(),
-             policy_loss=losses.policy, value_loss=losses.value, entropy=entropy / length.sum(), rate_loss=losses.rate,
+  score, early, clipped, length, entropy = group.sum([np.array([score, early, clipped, length, entropy], float)])[0]
+  n = FLAGS.parallel_episodes
+  row = dict(score=score / n, return_200=early / n, return_clipped=clipped / n, episode_len=length / n,
+             policy_loss=losses.policy, value_loss=losses.value, entropy=entropy / length, rate_loss=losses.rate,
              voltage_rnn_loss=losses.voltage_rnn, voltage_cnn_loss=losses.voltage_cnn, rate_lsnn=np.mean(rates))
   return row, len(rates) * FLAGS.unroll_length
 
@@ -258,7 +273,7 @@ def initial_weights(agent):
   Returns:
     Weights; the emulator frames with which the schedule of episode lengths begins.
   """
-  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
+  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'), FLAGS.zero_mean_filters)))
   frames = 0
   if FLAGS.restore_from:
     experiment.restore(weights._asdict(), FLAGS.restore_from)
@@ -269,39 +284,71 @@ def initial_weights(agent):
   return weights, frames
 
 
-def train():
-  """Trains an agent."""
-  environment = make_environment(FLAGS.parallel_episodes)
+def prepare(group):
+  """What each process of a run has: Player, Weights of variables, the two functions of `make_learner`, and the emulator frames
+  with which the schedule of episode lengths begins."""
+  environment = make_environment(FLAGS.parallel_episodes // group.size)
   agent = make_agent(environment.n_actions)
   weights, before = initial_weights(agent)
+  return playing.Player(agent, environment), weights, *make_learner(agent, weights, group), before
+
+
+def begin_iteration(group, iteration, n_frames, weights, environment):
+  """Gives all processes the leader's weights and the limit of episode lengths; returns the iteration, 0 for the end."""
+  (iteration, n_frames), *values = group.from_leader([np.array([iteration, n_frames]), *weights])
+  if group.rank > 0:
+    assign(weights, values)
+  if FLAGS.use_cubic_schedule:
+    environment.follow_schedule(int(n_frames))
+  return int(iteration)
+
+
+def assign(weights, values):
+  for variable, value in zip(weights, values):
+    variable.assign(value)
+
+
+def assist(group):
+  """What a further process does while the first one trains."""
+  FLAGS(sys.argv)
+  keras.config.set_floatx(FLAGS.dtype)
+  set_flags()
+  with experiment.device():
+    player, weights, learn, forget, _ = prepare(group)
+    while iteration := begin_iteration(group, 0, 0, weights, player.environment):
+      forget()
+      play_and_learn(player, learn, lambda *_: assign(weights, group.from_leader(weights)), weights, iteration, group)
+
+
+def train(group):
+  """Trains an agent, as the leader of a group."""
+  player, weights, learn, forget, before = prepare(group)
   dtype = np.dtype(FLAGS.dtype).type
   optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
   optimizer.build(trained(weights))
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, before))
   state = {f'optimizer_{k}': v.value for k, v in enumerate(optimizer.variables)}
   run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, frames_before=frames_before, **state))
-  learn, forget = make_learner(agent, weights)
-  player = playing.Player(agent, environment)
   arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=int(frames + frames_before))
 
   run.stop(int(frames) >= FLAGS.total_environment_frames)  # a finished run goes on if it now has more frames to play
   for iteration in run.iterations(None, FLAGS.print_every):
     start = time.time()
     n_frames = int(frames)
-    if FLAGS.use_cubic_schedule:
-      environment.follow_schedule(int(frames + frames_before))
+    begin_iteration(group, iteration, frames + frames_before, weights, player.environment)
     rate = FLAGS.learning_rate * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
     optimizer.learning_rate.assign(rate)
     forget()
 
-    def update(gradients, loss, spikes):
+    def change(gradients, loss, spikes):
       run.guard(iteration, loss, spikes)
       optimizer.apply(trained(gradients), trained(weights))
+      group.from_leader(weights)
 
-    row, n_steps = play_and_learn(player, learn, update, weights, iteration, run.folder)
+    row, n_steps = play_and_learn(player, learn, change, weights, iteration, group, run.folder)
     played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
     frames.assign_add(played)
-    run.log(iteration, frames=n_frames + played, **row, learning_rate=rate, max_episode_len=environment.max_episode_len,
+    run.log(iteration, frames=n_frames + played, **row, learning_rate=rate, max_episode_len=player.environment.max_episode_len,
             frames_per_s=played / (time.time() - start))
     passed = lambda every: (n_frames + played) // every > n_frames // every
     if passed(FLAGS.save_every):
@@ -310,6 +357,7 @@ def train():
       draw(run.folder, f'_{(n_frames + played) // 1000}k', player, weights, f'after {n_frames + played:,} frames')
     if n_frames + played >= FLAGS.total_environment_frames:
       run.stop()
+  begin_iteration(group, 0, 0, weights, player.environment)
 
   lines, summary = report(run.folder, player, weights)
   run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines])
@@ -366,17 +414,38 @@ def evaluate():
   print('\n'.join([*lines, f'results:    {folder}']))
 
 
-def main():
+def set_flags():
+  """Presets and --smoke, and flags that do not go together.
+
+  Raises:
+    UserError: they do not.
+  """
   values = PRESETS[FLAGS.preset]
   experiment.preset(**LAPTOP_CATCH.get(FLAGS.level_name, values) if FLAGS.preset == 'laptop' else values)
   experiment.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
-                         max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100)
+                         max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100, n_processes=1)
+  if tf.config.list_physical_devices('GPU') and not (FLAGS.device or '').startswith('CPU'):
+    experiment.preset(n_processes=1)
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   if FLAGS.mode == 'train' and FLAGS.checkpoint:
     raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
+  if FLAGS.parallel_episodes % FLAGS.n_processes:
+    raise UserError(f'--n_processes={FLAGS.n_processes} cannot share {FLAGS.parallel_episodes} environments evenly')
+  if FLAGS.n_processes > 1 and (FLAGS.eprop_impl != 'adjoint' or FLAGS.save_observations or
+                                FLAGS.voltage_reg_method == 'avg_all'):
+    raise UserError('--eprop_impl other than adjoint, --save_observations and --voltage_reg_method=avg_all need --n_processes=1')
+
+
+def main():
+  set_flags()
+  if FLAGS.mode == 'eval':
+    with experiment.device():
+      evaluate()
+    return
+  group = parallel.start(FLAGS.n_processes, assist)
   with experiment.device():
-    {'train': train, 'eval': evaluate}[FLAGS.mode]()
+    train(group)
 
 
 if __name__ == '__main__':

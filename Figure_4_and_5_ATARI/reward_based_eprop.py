@@ -238,10 +238,11 @@ class Learner:
 
   Args:
     agent, costs, bptt: as for `adjoint`.
+    over_processes: function of the spike counts [N] of this process's part of a batch that returns their mean over all parts.
   """
 
-  def __init__(self, agent, costs=Costs(), bptt=False):
-    self.agent = agent
+  def __init__(self, agent, costs=Costs(), bptt=False, over_processes=lambda spikes: spikes):
+    self.agent, self._over_processes = agent, over_processes
     self._observe = tf.function(
         lambda record, seen: Seen(*(a + b for a, b in zip(observe(agent, costs, record), seen))), jit_compile=True)
     self._prepare = tf.function(lambda window, seen: prepare(agent, costs, window, seen, bptt))
@@ -265,6 +266,7 @@ class Learner:
                 tf.zeros([], agent.dtype))
     for record in records:
       seen = self._observe(record, seen)
+    seen = seen._replace(spikes=self._over_processes(seen.spikes))
     small = {name: tf.stack([getattr(record, name) for record in records]) for name in ('reset', 'features', 'logits', 'value')}
     window = Window(Record(**{name: small.get(name) for name in Record._fields}), action, reward, mask)
     plan = self._prepare(window, seen)

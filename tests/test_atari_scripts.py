@@ -124,7 +124,8 @@ def test_broadcast_convolutions_learn_unless_the_heads_alone_do(tmp_path):
     (['--level_name=catch', '--mode=eval', '--checkpoint=nowhere.npz'], 'nowhere.npz'),
     (['--level_name=catch', '--n_kernel_1=100'], 'kernel'), (['--level_name=catch', '--discounting=2'], 'discounting'),
     (['--level_name=catch', '--nouse_eprop', '--eprop_impl=hardcoded'], 'e-prop only'),
-    (['--level_name=catch', '--noavg_ba_cnn'], '--ba_cnn'),
+    (['--level_name=catch', '--noavg_ba_cnn'], '--ba_cnn'), (['--level_name=catch', '--n_processes=3'], 'evenly'),
+    (['--level_name=catch', '--n_processes=2', '--save_observations'], '--n_processes=1'),
     (['--level_name=catch', '--checkpoint=weights.npz'], '--restore_from')], ids=str)
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words):
   done = call(*flags, f'--result_dir={tmp_path}', expect=2)
@@ -138,7 +139,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words
 
 @pytest.mark.parametrize('flags', [
     ['--level_name=catch', '--total_environment_frames=4800', '--increase_episode_len_by=1'],
-    ['--level_name=atari/pong', '--noapply_after_end', '--total_environment_frames=3200', '--max_episode_len_jitter=2',
+    ['--level_name=atari/pong', '--noapply_after_end', '--n_processes=2', '--total_environment_frames=3200', '--max_episode_len_jitter=2',
      '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
   flags = [*flags, *SMALL, '--unroll_length=5', '--max_episode_len=8', '--increase_episode_len_every=400', '--epsilon=1e-5',

@@ -197,6 +197,11 @@ def test_published_sizes_and_initial_weights(broadcast):
       assert not w.any(), name
   assert not np.diag(weights.w_rec).any()
   np.testing.assert_array_equal(agent.cell.beta > 0, np.arange(400) >= 240)
+  blind = agent.initial_weights(np.random.default_rng(0), zero_mean_filters=True)  # to a uniform background
+  np.testing.assert_allclose(blind.conv1.sum((0, 1, 2)), 0, atol=1e-5)
+  assert np.abs(weights.conv1.sum((0, 1, 2))).min() > 0.1
+  np.testing.assert_allclose(blind.conv1 - weights.conv1 + weights.conv1.mean((0, 1, 2)), 0, atol=1e-6)
+  assert all(np.array_equal(a, b) for a, b in zip(blind[1:], weights[1:]))
 
 
 def test_arguments_that_do_not_fit():
@@ -324,6 +329,28 @@ def test_three_computations_are_one(case, rule):
   """Summation by parts: returns and TD errors give the same gradient, whatever ends inside the window."""
   assert_equal(gradient(case, rule).gradients, gradient(case, 'adjoint').gradients)
   np.testing.assert_allclose(gradient(case, rule).losses, gradient(case, 'adjoint').losses, rtol=1e-10)
+
+
+def test_shares_of_a_batch_add_up():
+  """What --n_processes does: each learns from its trials, with its part of the costs of means and the rates of all trials."""
+  p = make_problem('episodes end')
+  whole = gradient('episodes end', 'adjoint')
+  costs = p.costs._replace(**{name: getattr(p.costs, name) / 2 for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')})
+  spikes = whole.rate * ((N + 1) * S * B // 2)  # of half a batch, on average
+  learner = Learner(p.agent, costs, over_processes=lambda own: spikes + 0 * own)
+  learn_alone, parts, alone = Learner(p.agent, costs), [], []
+  for half in (slice(0, 2), slice(2, 4)):
+    of_time = {'reset', 'frame', 'z_before', 'features', 'logits', 'value'}
+    records = [type(r)(*(x[half] if name in of_time else x[:, half] for name, x in zip(r._fields, r))) for r in (
+        type(p.window.records)(*(x[n] for x in p.window.records)) for n in range(N + 1))]
+    arguments = p.weights, records, *(x[:, half] for x in p.window[1:])
+    parts.append(learner(*arguments))
+    alone.append(learn_alone(*arguments))
+  for results, agrees in ((parts, True), (alone, False)):
+    losses, gradients = (np.sum([r.losses for r in results], 0), [sum(g) for g in zip(*(r.gradients for r in results))])
+    assert np.allclose(losses, whole.losses, rtol=1e-10) == agrees
+    assert (relative_error(Weights(*gradients).w_in, whole.gradients.w_in) < 1e-10) == agrees
+  assert_equal([sum(g) for g in zip(*(r.gradients for r in parts))], whole.gradients)
 
 
 @pytest.mark.parametrize('case, rule', [
