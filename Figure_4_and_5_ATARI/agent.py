@@ -108,23 +108,15 @@ class Agent:
     self.n_features = sum(self.feature_sizes)
     self._lsnn = tf.function(self._lsnn_steps, jit_compile=True)
 
-  def initial_weights(self, rng, zero_mean_filters=False):
+  def initial_weights(self, rng):
     """Weights of arrays: LSNN N(0, 1) / sqrt(fan-in) without autapses; otherwise truncated normal with a standard
-    deviation, before truncation, of 1 / sqrt(fan-in), and biases 0.
-
-    Args:
-      rng: numpy Generator.
-      zero_mean_filters: subtract from each filter of the first layer its mean, so that a uniform background is not seen.
-    """
+    deviation, before truncation, of 1 / sqrt(fan-in), and biases 0. rng: numpy Generator."""
     n, n_in, dtype = self.cell.units, self.conv2.units, self.dtype.as_numpy_dtype
     convolution = lambda layer: truncated_normal(rng, layer.filter_shape) / np.sqrt(np.prod(layer.filter_shape[:-1]))
     head = lambda k: truncated_normal(rng, (self.n_features, k)) / np.sqrt(self.n_features)
     w_in, w_rec = (rng.standard_normal((pre, n)) / np.sqrt(pre) for pre in (n_in, n))
     np.fill_diagonal(w_rec, 0)
-    filters1 = convolution(self.conv1)
-    if zero_mean_filters:
-      filters1 -= filters1.mean((0, 1, 2))
-    weights = Weights(filters1, np.zeros(self.conv1.filters), convolution(self.conv2),
+    weights = Weights(convolution(self.conv1), np.zeros(self.conv1.filters), convolution(self.conv2),
                       np.zeros(self.conv2.filters), w_in, w_rec, head(self.n_actions), np.zeros(self.n_actions), head(1),
                       np.zeros(1), convolution(self.conv1.view), np.zeros(self.conv1.view.filters),
                       convolution(self.conv2.view), np.zeros(self.conv2.view.filters))

@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     max_episode_len_jitter: how far that varies, uniformly, from game to game.
     increase_episode_len_every: emulator frames between two increases of max_episode_len.
     increase_episode_len_by: how much its cubic root grows in each.
+    subtract_background: show how frames differ from the game's `background` instead of the frames.
   """
   frame_skip: int = 4
   repeat_action_probability: float = 0.25
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
   max_episode_len_jitter: int = 25
   increase_episode_len_every: float = 7e7
   increase_episode_len_by: float = 1.0
+  subtract_background: bool = False
 
   def check(self):
     """Raises UserError where a value makes no sense."""
@@ -111,9 +113,14 @@ def make(level_name, n_envs, seed=0, settings=Settings()):
   settings.check()
   if n_envs < 1:
     raise UserError(f'at least one environment is needed, not {n_envs}')
+  games = _games(level_name, n_envs, settings)
+  return Environment(*games, seed, settings, background(level_name, settings) if settings.subtract_background else None)
+
+
+def _games(level_name, n_envs, settings):
+  """First arguments of Environment."""
   if level_name in CATCH:
-    games, names = catch.Catch(n_envs, CATCH[level_name]), catch.ACTION_MEANINGS
-    return Environment(games, range(len(names)), names, seed, settings)
+    return catch.Catch(n_envs, CATCH[level_name]), range(len(catch.ACTION_MEANINGS)), catch.ACTION_MEANINGS
   kind, _, name = level_name.partition('/')
   if kind != 'atari' or name not in atari_games():
     raise UserError(f'no game {level_name!r}; there are {", ".join(CATCH)}, and as atari/NAME: '
@@ -121,14 +128,30 @@ def make(level_name, n_envs, seed=0, settings=Settings()):
   codes = action_codes(name)
   names = ACTION_NAMES.get(name, [ale_py.Action(code).name for code in codes])
   if not settings.threaded:
-    return Environment(Emulators(name, n_envs, settings), codes, names, seed, settings)
+    return Emulators(name, n_envs, settings), codes, names
   games = AtariVectorEnv(
       name, n_envs, num_threads=settings.n_threads, stack_num=1, grayscale=True, img_height=SIZE, img_width=SIZE,
       frameskip=settings.frame_skip, maxpool=settings.maxpool, noop_max=settings.noop_max + 1,  # one more than it ever takes
       use_fire_reset=settings.fire_reset, episodic_life=False, reward_clipping=False, full_action_space=True,
       repeat_action_probability=settings.repeat_action_probability, max_num_frames_per_episode=NO_LIMIT,
       autoreset_mode=AutoresetMode.NEXT_STEP)
-  return Environment(games, codes, names, seed, settings)
+  return games, codes, names
+
+
+def background(level_name, settings=Settings(), n_steps=1000):
+  """What a game shows most of the time: the median of frames in which one agent acts at random, always the same.
+
+  Args:
+    level_name, settings: as for `make`.
+    n_steps: agent steps.
+
+  Returns:
+    float32 [84, 84].
+  """
+  environment = make(level_name, 1, 0, settings._replace(subtract_background=False, threaded=False))
+  actions = np.random.default_rng(0).integers(environment.n_actions, size=n_steps)
+  environment.reset()
+  return np.median([environment.step([action])[0][0] for action in actions], 0).astype(np.float32)
 
 
 class Environment:
@@ -142,6 +165,7 @@ class Environment:
     action_meanings: A names.
     seed: of everything random.
     settings: Settings.
+    background: what frames are compared with, [84, 84], or None.
 
   Attributes:
     n_envs, n_actions: B, A.
@@ -149,10 +173,10 @@ class Environment:
     max_episode_len: the limit that is now in force [agent steps].
   """
 
-  def __init__(self, games, codes, action_meanings, seed, settings):
+  def __init__(self, games, codes, action_meanings, seed, settings, background=None):
     self.n_envs, self.n_actions, self.action_meanings = games.num_envs, len(codes), tuple(action_meanings)
     self.games = games
-    self._codes, self._seed, self._settings = np.asarray(codes), seed, settings
+    self._codes, self._seed, self._settings, self._background = np.asarray(codes), seed, settings, background
     self.max_episode_len = settings.max_episode_len
 
   def set_max_episode_len(self, length):
@@ -169,14 +193,14 @@ class Environment:
     """Begins all games; the same seed (of an update, say) gives the same games, whatever was played before.
 
     Returns:
-      Frames, uint8 [B, 84, 84].
+      Frames [B, 84, 84]: grey values, uint8, or how they differ from the background, float32.
     """
     self._rng = np.random.default_rng([self._seed, seed])
     frames, _ = self.games.reset(seed=int(self._rng.integers(2 ** 30)))
     self._steps = np.zeros(self.n_envs, int)
     self._limits = self._draw_limits(self.n_envs)
     self._frames = frames.reshape(self.n_envs, SIZE, SIZE)
-    return self._frames
+    return self._seen()
 
   def step(self, actions):
     """One agent step of all games.
@@ -185,7 +209,7 @@ class Environment:
       actions: int [B], from 0 to A - 1.
 
     Returns:
-      Frames, uint8 [B, 84, 84]; true rewards, float32 [B]; terminated, bool [B]; truncated at the limit, bool [B].
+      Frames [B, 84, 84], see `reset`; true rewards, float32 [B]; terminated, bool [B]; truncated at the limit, bool [B].
     """
     frames, reward, terminated, truncated, _ = self.games.step(self._codes[np.asarray(actions)])
     self._steps += 1
@@ -197,13 +221,16 @@ class Environment:
       self._steps[done] = 0
       self._limits[done] = self._draw_limits(done.sum())
     self._frames = frames.reshape(self.n_envs, SIZE, SIZE)
-    return self._frames, reward.astype(np.float32), terminated, truncated
+    return self._seen(), reward.astype(np.float32), terminated, truncated
 
   def screen(self):
     """What a spectator of the first game sees: the emulator's colours, uint8 [210, 160, 3], or else the frame thrice."""
     if isinstance(self.games, Emulators):
       return self.games.emulators[0].screen()
     return np.repeat(self._frames[0][:, :, None], 3, 2)
+
+  def _seen(self):
+    return self._frames if self._background is None else self._frames - self._background
 
   def _draw_limits(self, n):
     jitter = self._settings.max_episode_len_jitter

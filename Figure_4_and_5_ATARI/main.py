@@ -59,6 +59,7 @@ flags.DEFINE_float('repeat_action_probability', 0.25, 'probability that the emul
 flags.DEFINE_integer('noop_max', 29, 'most frames without action at the beginning of a game', lower_bound=0)
 flags.DEFINE_bool('maxpool', False, 'show the maximum of the last two emulator frames instead of the last')
 flags.DEFINE_bool('fire_reset', False, 'press the button at the beginning of a game')
+flags.DEFINE_bool('subtract_background', False, 'show how frames differ from their median')
 flags.DEFINE_float('reward_scale', 1.0, 'factor of the clipped rewards that are learned from')
 flags.DEFINE_integer('emulator_threads', 0, 'threads of the emulators, worth it from four cores on; 0: none of their own',
                      lower_bound=0)
@@ -77,7 +78,6 @@ for _layer, _values, _help in (('1_1', (32, 8, 4), ' on layer 1'), ('1_2', (64, 
                                ('2', (64, 4, 2), ' on layer 2')):
   for _name, _value, _what in zip(('filters', 'kernel', 'stride'), _values, ('filters', 'edge of the kernels', 'stride')):
     flags.DEFINE_integer(f'ba_{_name}_{_layer}', _value, f'{_what} of --ba_cnn{_help}', lower_bound=1)
-flags.DEFINE_bool('zero_mean_filters', False, 'begin with filters of layer 1 that do not see a uniform background')
 flags.DEFINE_float('tau_scnn', 1.0, 'membrane time constant of the convolutional layers [network steps]')
 flags.DEFINE_float('thr_scnn', 0.1, 'their threshold')
 flags.DEFINE_float('tau', 15.0, 'membrane time constant of the LSNN [network steps]')
@@ -145,7 +145,7 @@ def make_environment(n_envs):
       maxpool=FLAGS.maxpool, fire_reset=FLAGS.fire_reset, threaded=FLAGS.emulator_threads > 0,
       n_threads=max(1, FLAGS.emulator_threads), max_episode_len=FLAGS.max_episode_len,
       max_episode_len_jitter=FLAGS.max_episode_len_jitter, increase_episode_len_every=FLAGS.increase_episode_len_every,
-      increase_episode_len_by=FLAGS.increase_episode_len_by)
+      increase_episode_len_by=FLAGS.increase_episode_len_by, subtract_background=FLAGS.subtract_background)
   return environments.make(FLAGS.level_name, n_envs, FLAGS.seed, settings)
 
 
@@ -273,7 +273,7 @@ def initial_weights(agent):
   Returns:
     Weights; the emulator frames with which the schedule of episode lengths begins.
   """
-  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'), FLAGS.zero_mean_filters)))
+  weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
   frames = 0
   if FLAGS.restore_from:
     experiment.restore(weights._asdict(), FLAGS.restore_from)

@@ -2,7 +2,8 @@
 
   python tests/benchmark.py              all, about 16 minutes on two cores; with --write, numbers go to figures/benchmark.json
                                          of the Figure 3 folder, those of speech and of Atari to those of their folders
-  python tests/benchmark.py iteration pattern start memory scaling speech speech_start epoch atari atari_scaling      some of it
+  python tests/benchmark.py atari atari_processes     some of it: iteration, pattern, start, memory, scaling, speech, speech_start,
+                                         epoch, atari, atari_processes, atari_scaling
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """
@@ -24,7 +25,7 @@ ATARI_FOLDER = ROOT / 'Figure_4_and_5_ATARI'
 sys.path.insert(0, str(FOLDER))
 EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_accumulation_with_alif', 'pattern_generation'))
 OF_SPEECH = ('speech', 'speech_start', 'epoch')
-OF_ATARI = ('atari', 'atari_scaling')
+OF_ATARI = ('atari', 'atari_processes', 'atari_scaling')
 PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', *OF_SPEECH, *OF_ATARI)
 # Deciles of the lengths in frames of 128 utterances of TIMIT (NLTK's sample without its SA sentences).
 TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
@@ -272,6 +273,7 @@ class Atari:
     import numpy as np
     import tensorflow as tf
     import main as program
+    import parallel
     import playing
     program.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
                    f'--parallel_episodes={n_envs}', f'--unroll_length={n_steps}', f'--emulator_threads={threads}'])
@@ -281,7 +283,7 @@ class Atari:
     environment = program.make_environment(n_envs)
     self.agent = program.make_agent(environment.n_actions)
     self.weights, _ = program.initial_weights(self.agent)
-    self._learn, _ = program.make_learner(self.agent, self.weights)
+    self._learn, _ = program.make_learner(self.agent, self.weights, parallel.Group())
     self._optimizer = keras.optimizers.Adam(flags['learning_rate'], epsilon=flags['epsilon'])
     self._optimizer.build(list(self.weights))
     self._rng = np.random.default_rng(0)
@@ -406,6 +408,40 @@ def atari_profile(n_rounds, n_envs=32, n_steps=100):
             'gradient: rest': t['learn'] - t['observe'] - t['prepare'] - t['back'], 'update': t['update']}
   total = sum(pieces.values())
   return {name: dict(seconds=seconds, per_cent=100 * seconds / total) for name, seconds in pieces.items()}
+
+
+def memory_of(pid):
+  """Memory in MB that a process and those that it started hold."""
+  total = 0.0
+  for status in pathlib.Path('/proc').glob('[0-9]*/status'):
+    try:
+      lines = dict(line.split(':', 1) for line in status.read_text().splitlines())
+    except (OSError, ValueError):  # it has ended
+      continue
+    if str(pid) in (lines['Pid'].strip(), lines['PPid'].strip()) and 'VmRSS' in lines:
+      total += int(lines['VmRSS'].split()[0]) / 1024
+  return total
+
+
+def atari_processes(numbers=(1, 2), n_rounds=2, n_iterations=5):
+  """Figures 4, 5: training on Pong as published by main.py itself, by --n_processes, in turn; peak memory of all processes."""
+  import csv
+  rows = {n: dict(frames_per_s=[], peak_memory_mb=0.0) for n in numbers}
+  for _ in range(n_rounds):
+    for n, row in rows.items():
+      with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen([sys.executable, str(ATARI_FOLDER / 'main.py'), '--nodo_plot', f'--n_processes={n}',
+                                    f'--total_environment_frames={n_iterations * 32 * 300 * 4}', '--eval_episodes=1',
+                                    '--eval_max_episode_len=1', f'--result_dir={folder}', '--run_name=a'],
+                                   stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+          row['peak_memory_mb'] = max(row['peak_memory_mb'], memory_of(process.pid))
+          time.sleep(0.5)
+        if process.returncode:
+          raise RuntimeError(f'main.py --n_processes={n} ended with {process.returncode}')
+        with open(pathlib.Path(folder) / 'main' / 'a' / 'metrics.csv', newline='') as file:
+          row['frames_per_s'] += [float(line['frames_per_s']) for line in csv.DictReader(file)][1:]  # the first one compiles
+  return [dict(row, n_processes=n, frames_per_s=statistics.median(row['frames_per_s'])) for n, row in rows.items()]
 
 
 def atari(n_rounds=2, n_envs=32, n_steps=100, autodiff_steps=40):

@@ -139,8 +139,8 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words
 
 @pytest.mark.parametrize('flags', [
     ['--level_name=catch', '--total_environment_frames=4800', '--increase_episode_len_by=1'],
-    ['--level_name=atari/pong', '--noapply_after_end', '--n_processes=2', '--total_environment_frames=3200', '--max_episode_len_jitter=2',
-     '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
+    ['--level_name=atari/pong', '--noapply_after_end', '--n_processes=2', '--total_environment_frames=3200',
+     '--max_episode_len_jitter=2', '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
   flags = [*flags, *SMALL, '--unroll_length=5', '--max_episode_len=8', '--increase_episode_len_every=400', '--epsilon=1e-5',
            '--learning_rate=0.01', '--learning_rate_decay=0.9', '--decay_every=400', '--eval_max_episode_len=20',

@@ -99,6 +99,20 @@ def test_true_rewards(threaded):
   assert set(np.unique(reward)) > {0, 5, 10}
 
 
+@pytest.mark.parametrize('level_name', ['atari/pong', 'catch'])
+def test_background_is_what_stands_still(level_name):
+  """Most of what is left without it is 0; the same with other seeds, numbers of games and emulators; nothing else changes."""
+  frame = environments.background(level_name)
+  assert frame.dtype == np.float32 and np.array_equal(frame, environments.background(level_name, Settings(threaded=True)))
+  with_it, without = (make(level_name, 2, 3, Settings(subtract_background=value)) for value in (True, False))
+  assert np.array_equal(with_it.reset(1), without.reset(1) - frame)
+  actions = actions_for(without, 80)
+  (differences, *others), (frames, *same) = play(with_it, actions), play(without, actions)
+  assert differences.dtype == np.float32 and frames.dtype == np.uint8
+  assert np.array_equal(differences, frames - frame) and all(map(np.array_equal, others, same))
+  assert 0 < np.mean(differences != 0) < 0.05 and np.array_equal(with_it.screen(), without.screen())
+
+
 # Chance
 
 @pytest.mark.parametrize('level_name, threaded, n_steps', [
