@@ -94,6 +94,7 @@ flags.DEFINE_bool('apply_after_end', True, 'change the weights when all episodes
 flags.DEFINE_integer('unroll_length', 100, 'agent steps per window', lower_bound=1)
 flags.DEFINE_bool('cell_train', True, 'train the whole network, not only the heads')
 flags.DEFINE_float('learning_rate', 1e-3, 'learning rate of Adam', lower_bound=0)
+flags.DEFINE_float('learning_rate_heads', 1.0, 'times that for the heads', lower_bound=0)
 flags.DEFINE_float('learning_rate_decay', 1.0, 'its factor per --decay_every frames', lower_bound=0)
 flags.DEFINE_float('decay_every', 1e8, 'frames between two decays', lower_bound=1)
 flags.DEFINE_float('epsilon', 1.0, 'epsilon of Adam', lower_bound=0)
@@ -123,15 +124,32 @@ flags.DEFINE_enum('anim_format', 'gif', ['gif', 'mp4'], 'its format')
 PRESETS = {
     'paper': {},
     'fishing_derby': dict(level_name='atari/fishing_derby', n_rec=300),  # 180 LIF and 120 ALIF neurons
-    # Adam as usual, rewards train the convolutional layers, too, updates after each short window, whole games. README.md: why.
-    'laptop': dict(epsilon=1e-5, reg_factor_cnn=1.0, apply_after_end=False, unroll_length=20, max_episode_len=1000,
-                   use_cubic_schedule=False),
+    'laptop': dict(  # README.md: why
+        # Adam as usual, an update after each short window, rewards train the convolutional layers, too; whole games.
+        epsilon=1e-5, reg_factor_cnn=1.0, apply_after_end=False, unroll_length=20, max_episode_len=3000, use_cubic_schedule=False,
+        learning_rate=1.5e-4, learning_rate_heads=10.0, n_processes=2,
+        # Rewards that are near, and costs that do not outweigh them in the gradient.
+        discounting=0.97, entropy_cost=0.003, baseline_cost=0.05, rate_cost=0.2, voltage_cost_rnn=2e-5, voltage_cost_cnn=0.002,
+        # Only what moves, seen by neurons that are easier to excite; two network steps per frame, time constants to match.
+        subtract_background=True, thr_scnn=0.05, n_rnn_step_factor=2, n_refractory=2, tau=6.0, tau_readout=1.0,
+        tau_adaptation=28.0, rate_target=0.05),
 }
-# A window is a game, and the decay of the learning rate steadies the end.
+
+
+def laptop_catch(n_frames, **values):
+  """A window is a game of Catch, and the learning rate falls to steady the end."""
+  return dict(epsilon=1e-5, reg_factor_cnn=1.0, unroll_length=catch.N_ROWS - 1, max_episode_len=catch.N_ROWS - 1,
+              max_episode_len_jitter=0, use_cubic_schedule=False, total_environment_frames=n_frames, learning_rate_decay=0.3,
+              decay_every=0.4 * n_frames, **values)
+
+
 LAPTOP_CATCH = {
-    name: dict(PRESETS['laptop'], apply_after_end=True, unroll_length=catch.N_ROWS - 1, max_episode_len=catch.N_ROWS - 1,
-               max_episode_len_jitter=0, total_environment_frames=n_frames, learning_rate_decay=0.3, decay_every=0.4 * n_frames)
-    for name, n_frames in (('catch', 1.25e6), ('catch_cue_delay', 2.5e6))}
+    'catch': laptop_catch(1.25e6),
+    # A membrane that forgets, so that what was seen must be kept by adaptation, which is strong; costs as for Pong.
+    'catch_cue_delay': laptop_catch(
+        8e5, learning_rate=3e-4, learning_rate_heads=10.0, baseline_cost=0.1, rate_cost=2.0, voltage_cost_rnn=2e-5,
+        voltage_cost_cnn=0.02, n_rnn_step_factor=2, n_refractory=2, tau=3.0, tau_readout=1.0, tau_adaptation=28.0, beta=0.5,
+        rate_target=0.05)}
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy',
            'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len',
@@ -204,11 +222,37 @@ def make_learner(agent, weights, group):
   return learn, carried.clear
 
 
-def trained(weights):
-  """Which weights learn: all that there are, or the heads alone."""
-  by_name = weights._asdict()
-  names = by_name if FLAGS.cell_train else ('w_policy', 'b_policy', 'w_value', 'b_value')
-  return [by_name[name] for name in names]
+class Optimizer:
+  """Adam, of the heads and of the other weights, with a learning rate of each; or of the heads alone (--nocell_train)."""
+  HEADS = ('w_policy', 'b_policy', 'w_value', 'b_value')
+
+  def __init__(self, weights):
+    dtype = np.dtype(FLAGS.dtype).type
+    self._parts = []  # names, optimizer, factor of the learning rate
+    for names, factor in ((self.HEADS, FLAGS.learning_rate_heads),
+                          ([name for name in weights._asdict() if name not in self.HEADS], 1.0))[:1 + FLAGS.cell_train]:
+      adam = keras.optimizers.Adam(FLAGS.learning_rate, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
+      adam.build(self._chosen(weights, names))
+      self._parts.append((names, adam, factor))
+
+  @staticmethod
+  def _chosen(weights, names):
+    by_name = weights._asdict()
+    return [by_name[name] for name in names]
+
+  @property
+  def variables(self):
+    """All that a resumed run needs."""
+    return [variable.value for _, adam, _ in self._parts for variable in adam.variables]
+
+  def set_learning_rate(self, rate):
+    for _, adam, factor in self._parts:
+      adam.learning_rate.assign(factor * rate)
+
+  def apply(self, gradients, weights):
+    """One update. gradients, weights: Weights, the latter of variables."""
+    for names, adam, _ in self._parts:
+      adam.apply(self._chosen(gradients, names), self._chosen(weights, names))
 
 
 def play_and_learn(player, learn, change, weights, iteration, group, folder=None):
@@ -323,11 +367,9 @@ def assist(group):
 def train(group):
   """Trains an agent, as the leader of a group."""
   player, weights, learn, forget, before = prepare(group)
-  dtype = np.dtype(FLAGS.dtype).type
-  optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
-  optimizer.build(trained(weights))
+  optimizer = Optimizer(weights)
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, before))
-  state = {f'optimizer_{k}': v.value for k, v in enumerate(optimizer.variables)}
+  state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
   run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, frames_before=frames_before, **state))
   arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=int(frames + frames_before))
 
@@ -337,12 +379,12 @@ def train(group):
     n_frames = int(frames)
     begin_iteration(group, iteration, frames + frames_before, weights, player.environment)
     rate = FLAGS.learning_rate * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
-    optimizer.learning_rate.assign(rate)
+    optimizer.set_learning_rate(rate)
     forget()
 
     def change(gradients, loss, spikes):
       run.guard(iteration, loss, spikes)
-      optimizer.apply(trained(gradients), trained(weights))
+      optimizer.apply(gradients, weights)
       group.from_leader(weights)
 
     row, n_steps = play_and_learn(player, learn, change, weights, iteration, group, run.folder)

@@ -21,6 +21,9 @@ RULES = {  # label and colour of each agent in comparisons
     'bptt': ('ALIF + LIF, BPTT', 'black'),
     'published_epsilon': ('published epsilon of Adam, 1', 'tab:green'),
     'published_cnn': ('published reg_factor_cnn, 1e8', 'tab:red'),
+    'published_discounting': ('published discounting, 0.99', 'tab:purple'),
+    'published_costs': ('published costs', 'tab:brown'),
+    'published_input': ('published input, background left in', 'tab:olive'),
 }
 FIGURE_SCREENS = 8
 
@@ -114,7 +117,7 @@ def hours(curve):
   return np.cumsum(np.diff(curve['frames'], prepend=0) / curve['frames_per_s']) / 3600
 
 
-def learning_curve(metrics, path, title, show=False, window=20):
+def learning_curve(metrics, path, title, show=False):
   """Score per game over environment frames and hours, policy entropy and firing rates below, as in figure 4d.
 
   Args:
@@ -122,15 +125,15 @@ def learning_curve(metrics, path, title, show=False, window=20):
     path: PNG to write.
     title: what was trained.
     show: bring up the window as well.
-    window: iterations to average over.
   """
   curve = read_curve(metrics)
+  window = 1 + len(curve['frames']) // 25  # iterations to average over
   frames, time = curve['frames'] / 1e6, hours(curve)
   figure, axes = plt.subplots(4, 1, sharex=True, figsize=(7, 8), height_ratios=[2, 1.4, 1, 1], layout='constrained')
   for axis, name, label in ((axes[0], 'score', 'score of a game'),
                             (axes[1], 'return_200', 'return of its first\n200 agent steps')):
     axis.plot(frames, curve[name], color='0.8', lw=0.7, label='mean of an iteration\'s games')
-    axis.plot(frames, smooth(curve[name], window), color='tab:blue', label=f'mean of {window} iterations')
+    axis.plot(frames, smooth(curve[name], window), color='tab:blue', label=f'mean of the last {window} iterations')
     axis.set_ylabel(label)
   axes[0].legend(frameon=False, fontsize=8)
   axes[2].plot(frames, smooth(curve['entropy'], window), color='tab:green')
@@ -147,28 +150,29 @@ def learning_curve(metrics, path, title, show=False, window=20):
   save(figure, path, show)
 
 
-def comparison(curves, path, title, lines=(), show=False):
+def comparison(curves, path, title, label, lines=(), show=False):
   """Learning curves of several agents, mean and standard deviation over seeds.
 
   Args:
-    curves: dict, rule of RULES: list of (frames [P], score [P]) of its seeds.
+    curves: dict, rule of RULES: list of (frames [P], returns [P]) of its seeds.
     path: PNG to write.
     title: of the figure.
+    label: of the vertical axis.
     lines: (value, label) of horizontal lines.
     show: bring up the window as well.
   """
   figure, axis = plt.subplots(figsize=(6.5, 4), layout='constrained')
   for rule, runs in curves.items():
-    label, colour = RULES[rule]
+    name, colour = RULES[rule]
     grid = np.linspace(0, min(frames[-1] for frames, _ in runs), 200)
     values = np.array([np.interp(grid, frames, score) for frames, score in runs])
     mean, sd = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
-    axis.plot(grid / 1e6, mean, color=colour, label=f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})')
+    axis.plot(grid / 1e6, mean, color=colour, label=f'{name} ({len(runs)} seed{"s" * (len(runs) > 1)})')
     axis.fill_between(grid / 1e6, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
-  for value, label in lines:
+  for value, name in lines:
     axis.axhline(value, color='0.5', ls=':', lw=1)
-    axis.annotate(label, (1, value), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='0.4')
-  axis.set(xlabel='environment frames (million)', ylabel='return per episode', title=title)
+    axis.annotate(name, (1, value), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='0.4')
+  axis.set(xlabel='environment frames (million)', ylabel=label, title=title)
   axis.legend(frameon=False, fontsize=8)
   _bare(axis)
   save(figure, path, show)

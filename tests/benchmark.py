@@ -269,7 +269,6 @@ class Atari:
 
   def __init__(self, rule='eprop', impl='adjoint', n_envs=32, n_steps=100, threads=0):
     sys.path.insert(0, str(ATARI_FOLDER))  # in front: this folder has a plots.py of its own
-    import keras
     import numpy as np
     import tensorflow as tf
     import main as program
@@ -284,8 +283,7 @@ class Atari:
     self.agent = program.make_agent(environment.n_actions)
     self.weights, _ = program.initial_weights(self.agent)
     self._learn, _ = program.make_learner(self.agent, self.weights, parallel.Group())
-    self._optimizer = keras.optimizers.Adam(flags['learning_rate'], epsilon=flags['epsilon'])
-    self._optimizer.build(list(self.weights))
+    self._optimizer = program.Optimizer(self.weights)
     self._rng = np.random.default_rng(0)
     self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))
     self.mask = tf.ones(self.shape)
@@ -313,7 +311,7 @@ class Atari:
     return self._learn(played, self.reward(played), self.mask)
 
   def update(self, gradients):
-    self._optimizer.apply(list(gradients), list(self.weights))
+    self._optimizer.apply(gradients, self.weights)
     self.player.look_again(self.weights)
 
   def __call__(self):

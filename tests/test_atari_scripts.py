@@ -177,7 +177,7 @@ def on_catch(tmp_path_factory):
   one_window = ['--unroll_length=9', '--max_episode_len=9', '--learning_rate=0.01', '--total_environment_frames=216']
   run_all(folder, common, dict(
       trained=ONCE, windows=[*ONCE, '--noapply_after_end'], still=STILL, still_windows=[*STILL, '--noapply_after_end'],
-      longer=[*ONCE, '--total_environment_frames=80'],
+      longer=[*ONCE, '--total_environment_frames=80'], still_heads=[*ONCE, '--learning_rate_heads=0'],
       one_window=one_window, one_window_each=[*one_window, '--noapply_after_end']))
   weights = f'{folder}/main/trained/final_weights.npz'
   run_all(folder, common, dict(
@@ -204,6 +204,13 @@ def test_noapply_after_end_changes_weights_after_each_window(on_catch):
   assert trained[0] == unchanged
   for name in ('voltage_cnn_loss', 'voltage_rnn_loss', 'entropy'):
     assert windows[0][name] != unchanged[name], name
+
+
+def test_heads_have_a_learning_rate_of_their_own(on_catch):
+  trained, still, still_heads = (arrays(on_catch / name / 'final_weights.npz') for name in ('trained', 'still', 'still_heads'))
+  heads = ['w_policy', 'b_policy', 'w_value', 'b_value']
+  assert same(still_heads, still, heads) and same(still_heads, trained, [name for name in trained if name not in heads])
+  assert not any(same(trained, still, [name]) for name in heads)
 
 
 def test_restored_weights_play_as_in_the_run_they_come_from(on_catch):
@@ -324,17 +331,19 @@ def test_fishing_derby_has_300_neurons(fishing_derby):
 
 
 LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)
+WHOLE_GAMES = dict(LEARNS_FAST, apply_after_end=False, unroll_length=20, max_episode_len=3000, n_processes=2, tau=6.0,
+                   subtract_background=True, discounting=0.97)
 
 
 def test_presets_and_flags_that_win_over_them(tmp_path):
   """The values in config.json, which is written before training begins."""
   cases = {
       'catch': (['--level_name=catch', '--preset=laptop'], dict(
-          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0)),
-      'pong': (['--level_name=atari/pong', '--preset=laptop'], dict(
-          LEARNS_FAST, apply_after_end=False, unroll_length=20, max_episode_len=1000, max_episode_len_jitter=25)),
+          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0, n_processes=1, tau=15.0,
+          subtract_background=False, discounting=0.99)),
+      'pong': (['--level_name=atari/pong', '--preset=laptop'], WHOLE_GAMES),
       'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(
-          LEARNS_FAST, level_name='atari/pong', apply_after_end=True, unroll_length=30, epsilon=0.1, max_episode_len=7)),
+          WHOLE_GAMES, level_name='atari/pong', apply_after_end=True, unroll_length=30, epsilon=0.1, max_episode_len=7)),
       'paper': ([], dict(level_name='atari/pong', epsilon=1.0, reg_factor_cnn=1e8, use_cubic_schedule=True, n_rec=400,
                          apply_after_end=True, unroll_length=100, max_episode_len=200, max_episode_len_jitter=25))}
   config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
@@ -362,7 +371,7 @@ def test_comparison_trains_replots_and_loses_nothing(tmp_path):
       'comparison_catch.csv', 'curves_catch.csv', 'comparison_catch.png'))
   read = lambda path: list(csv.DictReader(path.read_text().splitlines()))
   assert [(row['rule'], row['seed'], row['games']) for row in read(table)] == [(rule, '0', '2') for rule in runs]
-  assert [(row['rule'], row['frames'], float(row['score'])) for row in read(curves)] == [
+  assert [(row['rule'], row['frames'], float(row['return_200'])) for row in read(curves)] == [
       (rule, row['frames'], float(row['score'])) for rule, run in runs.items() for row in metrics(run)]
   files = lambda: {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file() and path != picture}
   before = files()
