@@ -44,7 +44,7 @@ PONG = 'atari/pong'
 TITLES = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, paddle free after '
           f'{catch.N_LOCKED} of {catch.N_ROWS - 1} steps', PONG: 'Pong, the beginning of training'}
 FLAGS_OF = {level_name: ['--eval_episodes=1024'] for level_name in environments.CATCH}  # of all agents
-FLAGS_OF[PONG] = ['--n_processes=1', '--total_environment_frames=1e6', '--eval_episodes=32']
+FLAGS_OF[PONG] = ['--n_processes=1', '--total_environment_frames=8e5', '--eval_episodes=32']
 
 flags.DEFINE_string('level_name', 'catch_cue_delay', ', '.join(TITLES))
 flags.DEFINE_list('rules', ['eprop', 'lif', 'readout'], 'some of ' + ', '.join(RULES))

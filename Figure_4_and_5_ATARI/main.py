@@ -126,8 +126,9 @@ PRESETS = {
     'fishing_derby': dict(level_name='atari/fishing_derby', n_rec=300),  # 180 LIF and 120 ALIF neurons
     'laptop': dict(  # README.md: why
         # Adam as usual, an update after each short window, rewards train the convolutional layers, too; whole games.
-        epsilon=1e-5, reg_factor_cnn=1.0, apply_after_end=False, unroll_length=20, max_episode_len=3000, use_cubic_schedule=False,
-        learning_rate=1.5e-4, learning_rate_heads=10.0, n_processes=2,
+        epsilon=1e-5, reg_factor_cnn=1.0, apply_after_end=False, unroll_length=20, max_episode_len=3000,
+        use_cubic_schedule=False, n_processes=2,
+        learning_rate=1.5e-4, learning_rate_heads=10.0, learning_rate_decay=0.3, decay_every=1.65e7,
         # Rewards that are near, and costs that do not outweigh them in the gradient.
         discounting=0.97, entropy_cost=0.003, baseline_cost=0.05, rate_cost=0.2, voltage_cost_rnn=2e-5, voltage_cost_cnn=0.002,
         # Only what moves, seen by neurons that are easier to excite; two network steps per frame, time constants to match.
@@ -435,6 +436,10 @@ def report(folder, player, weights):
   published = 'about 10 after about 3 days' if FLAGS.level_name == 'atari/pong' else 'not available'
   score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
   lines = [f'{score}, {lengths.mean():.0f} agent steps each', f'published:  {published}']
+  metrics = os.path.join(folder, 'metrics.csv')
+  if os.path.exists(metrics):
+    lines += [f'score {level:.0f} was first reached after {frames / 1e6:.1f} million frames, {hours:.2f} h'
+              for level, frames, hours in plots.milestones(plots.read_curve(metrics))]
   if FLAGS.do_plot:
     draw(folder, '', player, weights, score)
     lines.append(f'figure:     {os.path.join(folder, "game.png")}')
@@ -476,7 +481,8 @@ def set_flags():
     raise UserError(f'--n_processes={FLAGS.n_processes} cannot share {FLAGS.parallel_episodes} environments evenly')
   if FLAGS.n_processes > 1 and (FLAGS.eprop_impl != 'adjoint' or FLAGS.save_observations or
                                 FLAGS.voltage_reg_method == 'avg_all'):
-    raise UserError('--eprop_impl other than adjoint, --save_observations and --voltage_reg_method=avg_all need --n_processes=1')
+    raise UserError('--n_processes=1 is needed for another --eprop_impl than adjoint, --save_observations and '
+                    '--voltage_reg_method=avg_all')
 
 
 def main():

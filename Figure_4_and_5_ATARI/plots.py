@@ -117,6 +117,14 @@ def hours(curve):
   return np.cumsum(np.diff(curve['frames'], prepend=0) / curve['frames_per_s']) / 3600
 
 
+def milestones(curve, step=5):
+  """When an iteration's mean score first reached multiples of `step`: list of (score, frames, hours)."""
+  time, best = hours(curve), np.maximum.accumulate(curve['score'])
+  levels = np.arange(step * np.ceil(best[0] / step), best[-1] + 1e-9, step)
+  reached = [np.argmax(best >= level) for level in levels]
+  return [(level, curve['frames'][k], time[k]) for level, k in zip(levels, reached) if k > 0]
+
+
 def learning_curve(metrics, path, title, show=False):
   """Score per game over environment frames and hours, policy entropy and firing rates below, as in figure 4d.
 

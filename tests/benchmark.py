@@ -2,8 +2,8 @@
 
   python tests/benchmark.py              all, about 16 minutes on two cores; with --write, numbers go to figures/benchmark.json
                                          of the Figure 3 folder, those of speech and of Atari to those of their folders
-  python tests/benchmark.py atari atari_processes     some of it: iteration, pattern, start, memory, scaling, speech, speech_start,
-                                         epoch, atari, atari_processes, atari_scaling
+  python tests/benchmark.py iteration    some of it: iteration, pattern, start, memory, scaling, speech, speech_start, epoch,
+                                         atari, atari_processes, atari_scaling
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """

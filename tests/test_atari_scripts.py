@@ -339,8 +339,8 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
   """The values in config.json, which is written before training begins."""
   cases = {
       'catch': (['--level_name=catch', '--preset=laptop'], dict(
-          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0, n_processes=1, tau=15.0,
-          subtract_background=False, discounting=0.99)),
+          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0, n_processes=1,
+          tau=15.0, subtract_background=False, discounting=0.99)),
       'pong': (['--level_name=atari/pong', '--preset=laptop'], WHOLE_GAMES),
       'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(
           WHOLE_GAMES, level_name='atari/pong', apply_after_end=True, unroll_length=30, epsilon=0.1, max_episode_len=7)),
