@@ -1,6 +1,7 @@
 """Figures 4 and 5's programs as a user calls them."""
 import concurrent.futures
 import csv
+import importlib.util
 import json
 import pathlib
 import signal
@@ -131,6 +132,19 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, flags, words
   done = call(*flags, f'--result_dir={tmp_path}', expect=2)
   errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
   assert len(errors) == 1 and words in errors[0] and 'Traceback' not in done.stderr, done.stderr
+
+
+def test_milestones():
+  """Iterations of a million frames at 1,000 frames/s, that is 1000 s each."""
+  spec = importlib.util.spec_from_file_location('atari_plots', FOLDER / 'plots.py')  # other folders have a plots.py, too
+  plots = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(plots)
+  scores = np.array([-20.5, -17, -19, -14.9, -15.1, -4, -6])
+  curve = dict(score=scores, frames=1e6 * np.arange(1, 8), frames_per_s=np.full(7, 1e3))
+  found = plots.milestones(curve)
+  assert [(level, frames) for level, frames, _ in found] == [(-20, 2e6), (-15, 4e6), (-10, 6e6), (-5, 6e6)]
+  np.testing.assert_allclose([hours for *_, hours in found], np.array([2, 4, 6, 6]) * 1e3 / 3600)
+  assert plots.milestones({name: x[:1] for name, x in curve.items()}) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
