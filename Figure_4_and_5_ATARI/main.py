@@ -26,9 +26,9 @@ import environments
 from experiment import UserError, rng
 import lsnn
 from online_reward_based_eprop import hardcoded
-import parallel
 import playing
 import plots
+import processes
 from reward_based_eprop import Learner, autodiff
 from spiking_cnn import ConvLIF
 
@@ -196,7 +196,7 @@ def make_learner(agent, weights, group):
   Args:
     agent: Agent.
     weights: Weights of variables.
-    group: parallel.Group.
+    group: processes.Group.
 
   Returns:
     A function of Played, rewards [N, B] and mask [N, B] that returns a Result, and one that makes it forget earlier windows.
@@ -265,7 +265,7 @@ def play_and_learn(player, learn, change, weights, iteration, group, folder=None
     change: function of gradients, loss and rate that changes the weights.
     weights: Weights of variables.
     iteration: its number, on which everything random depends.
-    group: parallel.Group, each process of which calls this.
+    group: processes.Group, each process of which calls this.
     folder: of the run, for --save_observations.
 
   Returns:
@@ -491,7 +491,7 @@ def main():
     with experiment.device():
       evaluate()
     return
-  group = parallel.start(FLAGS.n_processes, assist)
+  group = processes.start(FLAGS.n_processes, assist)
   with experiment.device():
     train(group)
 

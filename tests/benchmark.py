@@ -272,8 +272,8 @@ class Atari:
     import numpy as np
     import tensorflow as tf
     import main as program
-    import parallel
     import playing
+    import processes
     program.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
                    f'--parallel_episodes={n_envs}', f'--unroll_length={n_steps}', f'--emulator_threads={threads}'])
     flags = program.FLAGS.flag_values_dict()
@@ -282,7 +282,7 @@ class Atari:
     environment = program.make_environment(n_envs)
     self.agent = program.make_agent(environment.n_actions)
     self.weights, _ = program.initial_weights(self.agent)
-    self._learn, _ = program.make_learner(self.agent, self.weights, parallel.Group())
+    self._learn, _ = program.make_learner(self.agent, self.weights, processes.Group())
     self._optimizer = program.Optimizer(self.weights)
     self._rng = np.random.default_rng(0)
     self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))

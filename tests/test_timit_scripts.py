@@ -1,4 +1,5 @@
 """Figure 2's scripts as a user calls them, on a few real utterances; error rates and decoding."""
+import concurrent.futures
 import csv
 import json
 import pathlib
@@ -130,16 +131,22 @@ def test_noise_begins_with_its_epoch_and_leaves_the_weights(dataset, tmp_path):
     assert all(np.array_equal(array, weights('quiet')[key]) for key, array in weights(name).items())
 
 
-@pytest.mark.parametrize('script, flags, words', [
-    (LSNN, ['--dataset=nowhere'], 'three ways'), (LSNN, ['--n_regular=0', '--n_adaptive=0'], 'neurons'),
-    (LSNN, ['--eprop_impl=hardcoded'], '--eprop'), (LSNN, ['--batch=0'], 'batch'), (LSTM, ['--eprop=magic'], 'symmetric'),
-    (LSNN, ['--eprop=random', '--n_layer=2', '--noloss_from_all_layers'], 'all'),
-    (LSTM, ['--checkpoint=nowhere.npz'], 'nowhere.npz'), (CTC, ['--optimizer=magic'], 'momentum')], ids=str)
-def test_bad_input_ends_with_one_sentence_and_exit_code_2(dataset, tmp_path, script, flags, words):
-  chosen = [] if any(flag.startswith('--dataset') for flag in flags) else [f'--dataset={dataset}']
-  done = call(script, *flags, *chosen, f'--result_dir={tmp_path}', expect=2)
-  errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-  assert len(errors) == 1 and words in errors[0] and 'Traceback' not in done.stderr, done.stderr
+def test_bad_input_ends_with_one_sentence_and_exit_code_2(dataset, tmp_path):
+  cases = [
+      (LSNN, ['--dataset=nowhere'], 'three ways'), (LSNN, ['--n_regular=0', '--n_adaptive=0'], 'neurons'),
+      (LSNN, ['--eprop_impl=hardcoded'], '--eprop'), (LSNN, ['--batch=0'], 'batch'), (LSTM, ['--eprop=magic'], 'symmetric'),
+      (LSNN, ['--eprop=random', '--n_layer=2', '--noloss_from_all_layers'], 'all'),
+      (LSTM, ['--checkpoint=nowhere.npz'], 'nowhere.npz'), (CTC, ['--optimizer=magic'], 'momentum')]
+
+  def run(case):
+    script, flags, _ = case
+    chosen = [] if any(flag.startswith('--dataset') for flag in flags) else [f'--dataset={dataset}']
+    return call(script, *flags, *chosen, f'--result_dir={tmp_path}', expect=2)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for (*_, words), done in zip(cases, pool.map(run, cases)):
+      errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+      assert len(errors) == 1 and words in errors[0] and 'Traceback' not in done.stderr, done.stderr
 
 
 def test_comparison_trains_and_replots(dataset, tmp_path):

@@ -10,22 +10,22 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'))
 
 import experiment  # noqa: E402
-import parallel  # noqa: E402
+import processes  # noqa: E402
 
 SIZE = 3
 
 
 def in_all(function):
   """Values of function(group), called by all of a Group at the same time."""
-  shared = SIZE, np.zeros(2 * SIZE * parallel.CHUNK), threading.Barrier(SIZE)
+  shared = SIZE, np.zeros(2 * SIZE * processes.CHUNK), threading.Barrier(SIZE)
   with concurrent.futures.ThreadPoolExecutor(SIZE) as pool:
-    return list(pool.map(lambda rank: function(parallel.Group(rank, *shared)), range(SIZE)))
+    return list(pool.map(lambda rank: function(processes.Group(rank, *shared)), range(SIZE)))
 
 
 def test_sums_of_arrays_of_all_sizes():
   rng = np.random.default_rng(0)
   rounds = [[[rng.normal(size=(3, 2)), np.arange(4) + rank, np.float64(rank), np.zeros(0)] for rank in range(SIZE)],
-            [[rng.normal(size=2 * parallel.CHUNK + 5).astype(np.float32)] for _ in range(SIZE)],
+            [[rng.normal(size=2 * processes.CHUNK + 5).astype(np.float32)] for _ in range(SIZE)],
             [[np.full(2, rank)] for rank in range(SIZE)]]
   found = in_all(lambda group: [group.sum(arrays[group.rank]) for arrays in rounds])
   for k, arrays in enumerate(rounds):
@@ -44,7 +44,7 @@ def test_arrays_of_the_leader():
 
 def test_alone_nothing_is_exchanged():
   arrays = [np.ones(2)]
-  assert parallel.Group().sum(arrays) is arrays and parallel.Group().from_leader(arrays) is arrays
+  assert processes.Group().sum(arrays) is arrays and processes.Group().from_leader(arrays) is arrays
 
 
 def test_says_that_another_process_has_ended():
