@@ -57,6 +57,8 @@ class Group:
         self._barrier.wait()
       except threading.BrokenBarrierError:
         raise UserError('another process of this run has ended: see above') from None
+      except AssertionError:  # the barrier's lock, when the user's interruption comes at the wrong moment
+        raise KeyboardInterrupt from None
       part[:] = buffer.sum(0)
     parts = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])
     return [part.reshape(array.shape).astype(array.dtype) for part, array in zip(parts, arrays)]
