@@ -139,7 +139,7 @@ def learning_curve(metrics, path, title, show=False):
   frames, time = curve['frames'] / 1e6, hours(curve)
   figure, axes = plt.subplots(4, 1, sharex=True, figsize=(7, 8), height_ratios=[2, 1.4, 1, 1], layout='constrained')
   for axis, name, label in ((axes[0], 'score', 'score of a game'),
-                            (axes[1], 'return_200', 'return of its first\n200 agent steps')):
+                            (axes[1], 'return_200', 'return of the\nfirst 200 steps')):
     axis.plot(frames, curve[name], color='0.8', lw=0.7, label='mean of an iteration\'s games')
     axis.plot(frames, smooth(curve[name], window), color='tab:blue', label=f'mean of the last {window} iterations')
     axis.set_ylabel(label)
