@@ -121,13 +121,14 @@ def print_table(rows, curves):
     rows: of the table.
     curves: dict, rule: {seed: (frames, returns)}.
   """
-  spread = lambda x: f'{x.mean():.3f} (' + (f'sd {x.std(ddof=1):.3f}' if len(x) > 1 else 'one seed only')
+  spread = lambda x: f'{x.mean():.3f} (' + (
+      f'sd {x.std(ddof=1):.3f}, least {x.min():.3f}, {len(x)} seeds)' if len(x) > 1 else 'one seed only)')
   for rule in (rule for rule in RULES if any(row['rule'] == rule for row in rows)):
     runs = [row for row in rows if row['rule'] == rule]
     score = np.array([float(row['score']) for row in runs])
-    line = f'{rule:21s} score {spread(score)}, least {score.min():.3f}, {len(runs)} seeds)'
+    line = f'{rule:21s} score {spread(score)}'
     if FLAGS.level_name == PONG:
-      line += f'; last 3 iterations\' return_200 {spread(np.array([np.mean(r[-3:]) for _, r in curves[rule].values()]))})'
+      line += f'; last 3 iterations\' return_200 {spread(np.array([np.mean(r[-3:]) for _, r in curves[rule].values()]))}'
     seconds = [float(row['seconds_to_learn']) for row in runs if row['seconds_to_learn']]
     if seconds:
       line += f'; {len(seconds)} reached {LEARNED} in training, after {min(seconds):.0f} to {max(seconds):.0f} s'

@@ -349,6 +349,7 @@ def begin_iteration(group, iteration, n_frames, weights, environment):
 
 
 def assign(weights, values):
+  """Gives variables their values."""
   for variable, value in zip(weights, values):
     variable.assign(value)
 
@@ -472,7 +473,7 @@ def set_flags():
   experiment.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
                          max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100, n_processes=1)
   if tf.config.list_physical_devices('GPU') and not (FLAGS.device or '').startswith('CPU'):
-    experiment.preset(n_processes=1)
+    experiment.preset(n_processes=1)  # two would each want all of its memory
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   if FLAGS.mode == 'train' and FLAGS.checkpoint:

@@ -31,7 +31,7 @@ FIGURE_SCREENS = 8
 def save(figure, path, show=False):
   """Writes a figure, complete or not at all."""
   root, ending = os.path.splitext(path)
-  figure.savefig(f'{root}.part{ending}', dpi=140)
+  figure.savefig(f'{root}.part{ending}', dpi=140, bbox_inches='tight')  # the layout cuts labels beside a second axis above
   os.replace(f'{root}.part{ending}', path)
   if show:
     plt.show()
@@ -92,7 +92,6 @@ def game(record, path, show=False):
   _bare(axes)
   for axis in axes[:-1]:
     axis.tick_params(labelbottom=False)
-  figure.align_ylabels(axes)
   figure.suptitle(str(record['title']), fontsize=9)
   save(figure, path, show)
 

@@ -86,7 +86,7 @@ def start(size, work):
   shares = [cores[rank::size] or cores for rank in range(size)]
   context = multiprocessing.get_context('spawn')  # TensorFlow does not survive a fork
   shared = size, context.RawArray('d', 2 * size * CHUNK), context.Barrier(size)
-  others = [context.Process(target=_assist, args=(work, shares[rank], rank, *shared), daemon=True) for rank in range(1, size)]
+  others = [context.Process(target=_assist, args=(work, rank, *shared), daemon=True) for rank in range(1, size)]
   for process, share in zip(others, shares[1:]):
     os.sched_setaffinity(0, share)  # it inherits this
     process.start()
@@ -104,8 +104,7 @@ def start(size, work):
   return Group(0, *shared)
 
 
-def _assist(work, cores, rank, *shared):
-  os.sched_setaffinity(0, cores)
+def _assist(work, rank, *shared):
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends all
 
   def follow():

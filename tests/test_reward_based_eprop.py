@@ -336,8 +336,8 @@ def test_shares_of_a_batch_add_up():
   learner = Learner(p.agent, costs, over_processes=lambda own: spikes + 0 * own)
   learn_alone, parts, alone = Learner(p.agent, costs), [], []
   for half in (slice(0, 2), slice(2, 4)):
-    of_time = {'reset', 'frame', 'z_before', 'features', 'logits', 'value'}
-    records = [type(r)(*(x[half] if name in of_time else x[:, half] for name, x in zip(r._fields, r))) for r in (
+    batch_first = {'reset', 'frame', 'z_before', 'features', 'logits', 'value'}
+    records = [type(r)(*(x[half] if name in batch_first else x[:, half] for name, x in zip(r._fields, r))) for r in (
         type(p.window.records)(*(x[n] for x in p.window.records)) for n in range(N + 1))]
     arguments = p.weights, records, *(x[:, half] for x in p.window[1:])
     parts.append(learner(*arguments))
