@@ -29,12 +29,15 @@ RULES = {  # flags of main.py
     'lif': ['--fraction_adaptive=0'],
     'readout': ['--cell_train=False'],
     'bptt': ['--nouse_eprop'],
-    'published_epsilon': ['--epsilon=1'],
+    'published_adam': ['--epsilon=1', '--learning_rate=1e-3', '--learning_rate_heads=1'],
+    'published_updates': ['--apply_after_end', '--unroll_length=100'],
     'published_cnn': ['--reg_factor_cnn=1e8'],
     'published_discounting': ['--discounting=0.99'],
     'published_costs': ['--baseline_cost=1', '--rate_cost=50', '--voltage_cost_rnn=1e-4', '--voltage_cost_cnn=0.5',
                         '--entropy_cost=0.0025'],
     'published_input': ['--nosubtract_background'],
+    'published_steps': ['--n_rnn_step_factor=5', '--tau=15', '--tau_readout=2', '--tau_adaptation=70', '--n_refractory=5',
+                        '--rate_target=0.02'],
 }
 COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
            'peak_memory_mb')
@@ -44,7 +47,7 @@ PONG = 'atari/pong'
 TITLES = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, paddle free after '
           f'{catch.N_LOCKED} of {catch.N_ROWS - 1} steps', PONG: 'Pong, the beginning of training'}
 FLAGS_OF = {level_name: ['--eval_episodes=1024'] for level_name in environments.CATCH}  # of all agents
-FLAGS_OF[PONG] = ['--n_processes=1', '--total_environment_frames=8e5', '--eval_episodes=32']
+FLAGS_OF[PONG] = ['--n_processes=1', '--total_environment_frames=1.6e6', '--eval_episodes=32']
 
 flags.DEFINE_string('level_name', 'catch_cue_delay', ', '.join(TITLES))
 flags.DEFINE_list('rules', ['eprop', 'lif', 'readout'], 'some of ' + ', '.join(RULES))

@@ -19,11 +19,13 @@ RULES = {  # label and colour of each agent in comparisons
     'lif': ('LIF only, e-prop', 'tab:orange'),
     'readout': ('readout alone', '0.6'),
     'bptt': ('ALIF + LIF, BPTT', 'black'),
-    'published_epsilon': ('published epsilon of Adam, 1', 'tab:green'),
+    'published_adam': ('published epsilon and rates of Adam', 'tab:green'),
+    'published_updates': ('published updates, once in an iteration', 'tab:cyan'),
     'published_cnn': ('published reg_factor_cnn, 1e8', 'tab:red'),
     'published_discounting': ('published discounting, 0.99', 'tab:purple'),
     'published_costs': ('published costs', 'tab:brown'),
     'published_input': ('published input, background left in', 'tab:olive'),
+    'published_steps': ('published five network steps per frame', 'tab:pink'),
 }
 FIGURE_SCREENS = 8
 
