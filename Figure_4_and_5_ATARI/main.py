@@ -4,6 +4,7 @@
   python main.py --level_name=atari/pong --preset=laptop
   python main.py --level_name=atari/pong                         the published values
   python main.py --mode=eval --checkpoint=FILE.npz --level_name=atari/pong
+  python main.py --mode=chance --level_name=atari/pong           what actions at random score
 
 An iteration plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps. It adds up the
 gradients of the windows and changes the weights once, and steps after an environment's first episode count for nothing; or,
@@ -35,7 +36,8 @@ from spiking_cnn import ConvLIF
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
 
-flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'train an agent, or play games with --checkpoint')
+flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'chance'], 'train an agent, play games with --checkpoint, or with actions at '
+                  'random')
 flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'fishing_derby'], 'published values, those that learn fastest on two '
                   'cores, or published values with the size for Fishing Derby')
 flags.DEFINE_string('checkpoint', None, 'weights (.npz) to evaluate')
@@ -448,14 +450,17 @@ def report(folder, player, weights):
 
 
 def evaluate():
-  """Plays games with saved weights."""
-  if not FLAGS.checkpoint:
+  """Plays games with saved weights, or with actions at random."""
+  if FLAGS.mode == 'eval' and not FLAGS.checkpoint:
     raise UserError('--mode=eval needs --checkpoint=FILE.npz, the final_weights.npz of a run')
   environment = make_environment(min(FLAGS.parallel_episodes, FLAGS.eval_episodes))
   agent = make_agent(environment.n_actions)
   weights = Weights(*(tf.Variable(w) for w in agent.initial_weights(rng('weights'))))
-  experiment.restore(weights._asdict(), FLAGS.checkpoint)
-  folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or 'evaluation')
+  if FLAGS.mode == 'eval':
+    experiment.restore(weights._asdict(), FLAGS.checkpoint)
+  else:
+    assign((weights.w_policy, weights.b_policy), (tf.zeros_like(weights.w_policy), tf.zeros_like(weights.b_policy)))
+  folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or ('chance' if FLAGS.mode == 'chance' else 'evaluation'))
   os.makedirs(folder, exist_ok=True)
   lines, summary = report(folder, playing.Player(agent, environment), weights)
   experiment.write_json(os.path.join(folder, 'evaluation.json'), summary)
@@ -476,7 +481,7 @@ def set_flags():
     experiment.preset(n_processes=1)  # two would each want all of its memory
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
-  if FLAGS.mode == 'train' and FLAGS.checkpoint:
+  if FLAGS.mode != 'eval' and FLAGS.checkpoint:
     raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
   if FLAGS.parallel_episodes % FLAGS.n_processes:
     raise UserError(f'--n_processes={FLAGS.n_processes} cannot share {FLAGS.parallel_episodes} environments evenly')
@@ -488,7 +493,7 @@ def set_flags():
 
 def main():
   set_flags()
-  if FLAGS.mode == 'eval':
+  if FLAGS.mode != 'train':
     with experiment.device():
       evaluate()
     return

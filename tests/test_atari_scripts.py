@@ -87,6 +87,8 @@ def test_smoke_and_evaluation(tmp_path):
               f'--result_dir={tmp_path}')
   evaluation = json.loads((tmp_path / 'main' / 'evaluation' / 'evaluation.json').read_text())
   assert evaluation['games'] == 2 and evaluation['episode_len'] == 9 and 'score' in done.stdout
+  call('--level_name=catch', '--mode=chance', f'--result_dir={tmp_path}')
+  np.testing.assert_allclose(arrays(tmp_path / 'main' / 'chance' / 'game.npz')['policy'], 1 / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize('impls, flags', [
