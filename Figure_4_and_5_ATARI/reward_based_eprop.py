@@ -128,7 +128,16 @@ def lsnn_backward(agent, costs, w_rec, record, signal, of_rate, lam, cb):
   return tf.stack(post), lam, cb
 
 
-def backward(agent, costs, weights, record, plan, k, adjoints, sums, feedback=None, bptt=False):
+class Posts(NamedTuple):
+  """What the currents of one frame contribute to the loss: the postsynaptic factors of its gradients."""
+  conv1: tf.Tensor  # [B, H1, W1, F1], summed over the S steps, in which the image was the same
+  conv2: tf.Tensor  # [S, B, H2, W2, F2]
+  rnn: tf.Tensor    # [S, B, N]
+  view1: tf.Tensor  # [B, features of layer 1]
+  view2: tf.Tensor  # [B, features of layer 2]
+
+
+def frame_backward(agent, costs, weights, record, plan, k, adjoints, feedback, bptt):
   """One frame of the scan backwards, all layers.
 
   Args:
@@ -136,18 +145,16 @@ def backward(agent, costs, weights, record, plan, k, adjoints, sums, feedback=No
     record: Record of the frame.
     plan: Plan.
     k: number of the frame, 0 ... N.
-    adjoints, sums: from the frame after it, or `start_of_scan`.
+    adjoints: from the frame after it, or `start_of_scan`.
 
   Returns:
-    Adjoints, cut where an episode begins, and sums with this frame's part.
+    Adjoints, cut where an episode begins; Posts.
   """
   conv1, conv2, n_repeat = agent.conv1, agent.conv2, agent.n_repeat
-  n_batch = record.reset.shape[0]
-  flat = lambda x: tf.reshape(x, [n_repeat * n_batch, *x.shape[2:]])
-  in_steps = lambda x: tf.reshape(x, [n_repeat, n_batch, *x.shape[1:]])
+  flat = lambda x: tf.reshape(x, [-1, *x.shape[2:]])
+  in_steps = lambda x: tf.reshape(x, [n_repeat, -1, *x.shape[1:]])
   to_rnn, to_conv1, to_conv2 = tf.split(heads(weights)[0] if feedback is None or bptt else feedback, agent.feature_sizes)
   signal1, signal2 = (tf.matmul(plan.signal_cnn[k], b, transpose_b=True) for b in (to_conv1, to_conv2))       # (4)
-  z1, z2, z = (spike(h) for h in (record.h1, record.h2, record.h))
 
   w_rec = without_autapses(weights.w_rec) if bptt else None
   signal = tf.matmul(plan.signal_rnn[k], to_rnn, transpose_b=True)                                            # (4)
@@ -157,18 +164,55 @@ def backward(agent, costs, weights, record, plan, k, adjoints, sums, feedback=No
                              *plan.factors[2:], adjoints.gi2, above)
   above = in_steps(conv2.input_gradient(weights.conv2, flat(post2))) if bptt else None
   post1, gi1 = conv1.adjoint(record.h1, conv1.view.spread(signal1, weights.broadcast1), agent.step_weights,
-                             *plan.factors[:2], adjoints.gi1, above, summed=True)  # the image was the same at all steps
-  image = tf.cast(record.frame, agent.dtype)[..., None] / 255
-  before = tf.concat([record.z_before[None], z[:-1]], 0)
+                             *plan.factors[:2], adjoints.gi1, above, summed=True)
+  return cut(Adjoints(lam, cb, gi1, gi2), record.reset), Posts(post1, post2, post, signal1, signal2)
+
+
+def products(agent, records, posts):
+  """Gradients of all weights but the heads' from some frames: presynaptic times postsynaptic factors, summed.
+
+  Args:
+    records, posts: lists of Record and of Posts, a frame each.
+
+  Returns:
+    List of arrays, as the sums of `start_of_scan`.
+  """
+  joined = lambda arrays: tf.concat(list(arrays), 0)
+  flat = lambda arrays: joined(tf.reshape(x, [-1, *x.shape[2:]]) for x in arrays)
+  post1, post2, post, signal1, signal2 = zip(*posts)
+  z1, z2, z = ([spike(getattr(record, name)) for record in records] for name in ('h1', 'h2', 'h'))
+  image = lambda record: tf.cast(record.frame, agent.dtype)[..., None] / 255
+  of_conv1 = [agent.conv1.filter_gradient(image(record), post) for record, post in zip(records, post1)]  # large already
+  before = joined(x for record, zs in zip(records, z) for x in (record.z_before[None], zs[:-1]))
 
   def of_view(view, z, signal):
-    filters, bias = view.gradient(tf.tensordot(tf.constant(agent.step_weights, z.dtype), z, 1), signal)
+    weighted = joined(tf.tensordot(tf.constant(agent.step_weights, zs.dtype), zs, 1) for zs in z)
+    filters, bias = view.gradient(weighted, joined(signal))
     return filters, (1 - agent.kappa_frame) * bias
 
-  of_frame = (*conv1.filter_gradient(image, post1), *conv2.filter_gradient(flat(z1), flat(post2)),
-              presynaptic_product(tf.reshape(z2, [n_repeat * n_batch, -1]), post), presynaptic_product(before, post),
-              *of_view(conv1.view, z1, signal1), *of_view(conv2.view, z2, signal2))
-  return cut(Adjoints(lam, cb, gi1, gi2), record.reset), [a + b for a, b in zip(sums, of_frame)]
+  return [*map(tf.add_n, zip(*of_conv1)), *agent.conv2.filter_gradient(flat(z1), flat(post2)),
+          presynaptic_product(tf.reshape(flat(z2), [-1, agent.conv2.units]), flat(post)),
+          presynaptic_product(before, joined(post)), *of_view(agent.conv1.view, z1, signal1),
+          *of_view(agent.conv2.view, z2, signal2)]
+
+
+def backward(agent, costs, weights, records, plan, first, adjoints, sums, feedback=None, bptt=False):
+  """Some frames of the scan backwards, with one product of each kind for all of them: large products are faster.
+
+  Args:
+    records: list of Records.
+    first: number of the first of these frames.
+    adjoints, sums: from the frame after the last one, or `start_of_scan`.
+    Otherwise as for `frame_backward`.
+
+  Returns:
+    Adjoints of the first frame, and sums with these frames' part.
+  """
+  posts = []
+  for k in reversed(range(len(records))):
+    adjoints, post = frame_backward(agent, costs, weights, records[k], plan, first + k, adjoints, feedback, bptt)
+    posts.insert(0, post)
+  return adjoints, [a + b for a, b in zip(sums, products(agent, records, posts))]
 
 
 def finish(plan, sums):
@@ -200,7 +244,7 @@ def adjoint(agent, costs, weights, window, feedback=None, bptt=False):
   def body(step, adjoints, sums):
     k = n_frames - 1 - step
     record = Record(*(array[k] for array in window.records))
-    return step + 1, *backward(agent, costs, weights, record, plan, k, adjoints, sums, feedback, bptt)
+    return step + 1, *backward(agent, costs, weights, [record], plan, k, adjoints, sums, feedback, bptt)
 
   end = tf.while_loop(lambda step, *_: step < n_frames, body, (0, *start_of_scan(agent, n_batch)))
   return finish(plan, end[-1])
@@ -233,18 +277,27 @@ def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
   return Result(gradients, losses, returns, rate)
 
 
+def observe_more(agent, costs, record, seen):
+  """Adds what a Record shows to Seen. Step after step: XLA makes that one pass over the record, unlike sums over an axis."""
+  for s in range(agent.n_repeat):
+    step = record._replace(**{name: getattr(record, name)[s] for name in ('h1', 'h2', 'h', 'v', 'a')})
+    seen = Seen(*(a + b for a, b in zip(observe(agent, costs, step), seen)))
+  return seen
+
+
 class Learner:
-  """`adjoint` for records that were never stacked, frame by frame: half the memory, and less of it moved.
+  """`adjoint` for records that were never stacked, some frames at a time: half the memory, and less of it moved.
 
   Args:
     agent, costs, bptt: as for `adjoint`.
     over_processes: function of the spike counts [N] of this process's part of a batch that returns their mean over all parts.
   """
 
+  GROUP = 5  # frames of a product of `backward`
+
   def __init__(self, agent, costs=Costs(), bptt=False, over_processes=lambda spikes: spikes):
     self.agent, self._over_processes = agent, over_processes
-    self._observe = tf.function(
-        lambda record, seen: Seen(*(a + b for a, b in zip(observe(agent, costs, record), seen))), jit_compile=True)
+    self._observe = tf.function(lambda record, seen: observe_more(agent, costs, record, seen), jit_compile=True)
     self._prepare = tf.function(lambda window, seen: prepare(agent, costs, window, seen, bptt))
     self._backward = tf.function(lambda *args, feedback: backward(agent, costs, *args, feedback, bptt))
 
@@ -270,6 +323,7 @@ class Learner:
     small = {name: tf.stack([getattr(record, name) for record in records]) for name in ('reset', 'features', 'logits', 'value')}
     window = Window(Record(**{name: small.get(name) for name in Record._fields}), action, reward, mask)
     plan = self._prepare(window, seen)
-    for k in reversed(range(len(records))):
-      adjoints, sums = self._backward(weights, records[k], plan, tf.constant(k), adjoints, sums, feedback=feedback)
+    for k in reversed(range(0, len(records), self.GROUP)):
+      adjoints, sums = self._backward(weights, records[k:k + self.GROUP], plan, tf.constant(k), adjoints, sums,
+                                      feedback=feedback)
     return finish(plan, sums)

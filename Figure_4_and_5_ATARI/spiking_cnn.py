@@ -64,7 +64,7 @@ class Convolution:
     strides = [1, self.stride, self.stride, 1]
     filters = tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=self.filter_shape, out_backprop=gi, strides=strides,
                                               padding='VALID')
-    return filters, tf.reduce_sum(gi, [0, 1, 2])
+    return filters, tf.reduce_sum(tf.reduce_sum(gi, [1, 2]), 0)  # in two stages: float32 loses digits in long sums
 
   def input_gradient(self, filters, gi):
     """d loss / d input [B, H, W, C]; gi as for `filter_gradient`."""

@@ -349,7 +349,7 @@ def atari_profile(n_rounds, n_envs=32, n_steps=100):
   import tensorflow as tf
   from actor_critic import Costs, Seen, observe
   from agent import Record, State
-  from reward_based_eprop import Adjoints, backward, prepare, start_of_scan
+  from reward_based_eprop import Adjoints, Learner, backward, observe_more, prepare, start_of_scan
   agent, weights, costs, played = program.agent, program.weights, Costs(), program.play()
   window = played.window(program.reward(played), program.mask)
   seen = observe(agent, costs, window.records)
@@ -373,18 +373,17 @@ def atari_profile(n_rounds, n_envs=32, n_steps=100):
   def going_back(conv_only):
     """The scan backwards over the records, of the convolutional layers or of all."""
     @tf.function
-    def step(record, k, before, sums):
-      adjoints, summed = backward(agent, costs, weights, record, plan, k, before, sums)
+    def step(records, k, before, sums):
+      adjoints, summed = backward(agent, costs, weights, records, plan, k, before, sums)
       return (Adjoints(*before[:2], *adjoints[2:]), [*summed[:4], *sums[4:]]) if conv_only else (adjoints, summed)
 
     def run():
       adjoints, sums = start_of_scan(agent, n_envs)
-      for k in reversed(range(n_steps + 1)):
-        adjoints, sums = step(played.records[k], tf.constant(k), adjoints, sums)
+      for k in reversed(range(0, n_steps + 1, Learner.GROUP)):
+        adjoints, sums = step(played.records[k:k + Learner.GROUP], tf.constant(k), adjoints, sums)
     return run
 
-  observe_one = tf.function(lambda record, total: Seen(*(a + b for a, b in zip(observe(agent, costs, record), total))),
-                            jit_compile=True)
+  observe_one = tf.function(lambda record, total: observe_more(agent, costs, record, total), jit_compile=True)
 
   def observing():
     total = Seen(*map(tf.zeros_like, seen))
