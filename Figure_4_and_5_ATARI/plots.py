@@ -130,7 +130,7 @@ def learning_curve(metrics, path, title, show=False):
   """Score per game over environment frames and hours, policy entropy and firing rates below, as in figure 4d.
 
   Args:
-    metrics: path of metrics.csv with the columns frames, frames_per_s, score, return_200, entropy, rate_lsnn.
+    metrics: path of metrics.csv with the columns frames, frames_per_s, score, return_200, max_episode_len, entropy, rate_lsnn.
     path: PNG to write.
     title: what was trained.
     show: bring up the window as well.
@@ -139,11 +139,18 @@ def learning_curve(metrics, path, title, show=False):
   window = 1 + len(curve['frames']) // 25  # iterations to average over
   frames, time = curve['frames'] / 1e6, hours(curve)
   figure, axes = plt.subplots(4, 1, sharex=True, figsize=(7, 8), height_ratios=[2, 1.4, 1, 1], layout='constrained')
-  for axis, name, label in ((axes[0], 'score', 'score of a game'),
-                            (axes[1], 'return_200', 'return of the\nfirst 200 steps')):
+  limits = curve['max_episode_len']
+  changes = np.flatnonzero(np.diff(limits)) + 1  # scores before and after are not averaged
+  for axis, name, cuts, label in ((axes[0], 'score', changes, 'score of a game'),
+                                  (axes[1], 'return_200', [], 'return of the\nfirst 200 steps')):
     axis.plot(frames, curve[name], color='0.8', lw=0.7, label='mean of an iteration\'s games')
-    axis.plot(frames, smooth(curve[name], window), color='tab:blue', label=f'mean of the last {window} iterations')
+    mean = np.concatenate([smooth(part, window) for part in np.split(curve[name], cuts)])
+    axis.plot(frames, mean, color='tab:blue', label=f'mean of the last {window} iterations')
     axis.set_ylabel(label)
+  for k in changes:
+    axes[0].axvline(frames[k - 1], color='0.5', ls=':', lw=1)
+    axes[0].annotate(f'games of up to {limits[k]:,.0f} steps', (frames[k - 1], 0.02), xycoords=('data', 'axes fraction'),
+                     rotation=90, ha='right', va='bottom', fontsize=7, color='0.4')
   axes[0].legend(frameon=False, fontsize=8)
   axes[2].plot(frames, smooth(curve['entropy'], window), color='tab:green')
   axes[2].set(ylabel='entropy of\nthe policy (nat)', ylim=(0, None))
