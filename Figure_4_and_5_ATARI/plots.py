@@ -121,7 +121,7 @@ def hours(curve):
 def milestones(curve, step=5):
   """When an iteration's mean score first reached multiples of `step`: list of (score, frames, hours)."""
   time, best = hours(curve), np.maximum.accumulate(curve['score'])
-  levels = np.arange(step * np.ceil(best[0] / step), best[-1] + 1e-9, step)
+  levels = np.arange(step * np.ceil(best[0] / step), best[-1] + 1e-9, step) + 0.0  # not -0
   reached = [np.argmax(best >= level) for level in levels]
   return [(level, curve['frames'][k], time[k]) for level, k in zip(levels, reached) if k > 0]
 

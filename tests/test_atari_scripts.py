@@ -147,6 +147,8 @@ def test_milestones():
   assert [(level, frames) for level, frames, _ in found] == [(-20, 2e6), (-15, 4e6), (-10, 6e6), (-5, 6e6)]
   np.testing.assert_allclose([hours for *_, hours in found], np.array([2, 4, 6, 6]) * 1e3 / 3600)
   assert plots.milestones({name: x[:1] for name, x in curve.items()}) == []
+  (level, *_), = plots.milestones(dict(curve, score=np.array([-0.5, -0.5, -0.5, 0.5, 0.5, 0.5, 0.5])))
+  assert f'{level:.0f}' == '0'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
