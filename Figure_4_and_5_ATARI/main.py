@@ -143,16 +143,16 @@ def laptop_catch(n_frames, **values):
   """A window is a game of Catch, and the learning rate falls to steady the end."""
   return dict(epsilon=1e-5, reg_factor_cnn=1.0, unroll_length=catch.N_ROWS - 1, max_episode_len=catch.N_ROWS - 1,
               max_episode_len_jitter=0, use_cubic_schedule=False, total_environment_frames=n_frames, learning_rate_decay=0.3,
-              decay_every=0.4 * n_frames, **values)
+              **values)
 
 
 LAPTOP_CATCH = {
-    'catch': laptop_catch(1.25e6),
+    'catch': laptop_catch(1.25e6, decay_every=3.75e5),
     # A membrane that forgets, so that what was seen must be kept by adaptation, which is strong; costs as for Pong.
     'catch_cue_delay': laptop_catch(
-        8e5, learning_rate=3e-4, learning_rate_heads=10.0, baseline_cost=0.1, rate_cost=2.0, voltage_cost_rnn=2e-5,
-        voltage_cost_cnn=0.02, n_rnn_step_factor=2, n_refractory=2, tau=3.0, tau_readout=1.0, tau_adaptation=28.0, beta=0.5,
-        rate_target=0.05)}
+        8e5, decay_every=3.2e5, learning_rate=3e-4, learning_rate_heads=10.0, baseline_cost=0.1, rate_cost=2.0,
+        voltage_cost_rnn=2e-5, voltage_cost_cnn=0.02, n_rnn_step_factor=2, n_refractory=2, tau=3.0, tau_readout=1.0,
+        tau_adaptation=28.0, beta=0.5, rate_target=0.05)}
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy',
            'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len',
