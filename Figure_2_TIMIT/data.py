@@ -27,7 +27,8 @@ NUMBERS = ('lengths', 'features', 'labels61', 'runs61', 'run_starts61', 'run_cou
 HOW_TO_GET_DATA = (
     'There are three ways to get a corpus: (1) python timit_processing.py --data_path=DIR, with TIMIT as the LDC ships it; '
     '(2) python timit_processing.py --corpus=nltk_sample, 160 utterances of TIMIT, downloaded by NLTK; '
-    '(3) python timit_processing.py --corpus=espeak, made on this machine by espeak-ng: synthetic, not TIMIT. '
+    '(3) python timit_processing.py --corpus=espeak, made on this machine by espeak-ng: synthetic, not TIMIT '
+    '(--corpus=espeak_full: at TIMIT\'s size). '
     'Give them the same --preproc')
 
 

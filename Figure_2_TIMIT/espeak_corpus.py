@@ -4,9 +4,11 @@
   <folder>/README.txt                                            says so once more
   <folder>/corpus.json                                           seed and versions
 
-A speaker is a voice of espeak-ng at a rate, pitch and pitch range of its own, with its own loudness and noise. No voice and
-no sentence belongs to two splits. A speaker's utterances depend on the seed, the split and the speaker's number only, so a
-corpus can be interrupted, and enlarged later.
+There are two of them. In `espeak` a speaker is a voice of espeak-ng at a rate, pitch and pitch range of its own, with its own
+loudness and noise. `espeak_full` has TIMIT's size, which is more speakers than there are voices: there, a speaker also has a vocal
+tract of its own length, a spectral tilt and more or less noise, and speaks each sentence at another pace and pitch. No voice
+and no sentence belongs to two splits. A speaker's utterances depend on the seed, the split and the speaker's number only, so
+a corpus can be interrupted, and enlarged later.
 
 espeak-ng tells which of its phonemes begins at which sample. They become TIMIT's phones by rule: a table, the context
 (flaps, nasal flaps, voiced h, fronted u), and the closures of stops and affricates, which espeak-ng counts to the phoneme
@@ -34,6 +36,14 @@ LABEL = 'synthetic speech by espeak-ng, not TIMIT'
 FORMAT = 1  # of the rules in this file and in sentences.py; a corpus of another number is not continued
 RATE, ESPEAK_RATE = 16000, 22050  # [Hz]
 UTTERANCES_PER_SPEAKER = 8
+SIZES = {'espeak': dict(train=1920, dev=192, test=192), 'espeak_full': dict(train=3696, dev=400, test=192)}  # utterances
+
+# How far the speakers of espeak_full vary beyond those of espeak; all drawn uniformly.
+TRACT = 0.13   # of the vocal tract's length, per speaker: all formants move together
+TILT = 0.35    # coefficient of x[t] + a x[t-1], per speaker: a dull or a bright voice or microphone
+NOISE = 2.0    # logarithm of a factor of the noise, per speaker
+PACE = 0.15    # of the rate, per utterance
+PITCH = 8      # espeak-ng's units of 0 to 99, per utterance
 
 DEV_VOICES = 'Andy AnxiousAndy Michael adam aunty ed f3 m2 m7 travis'.split()
 TEST_VOICES = 'Lee Nguyen Storm david f4 grandma gustave linda belinda m1 m8 quincy'.split()
@@ -205,24 +215,27 @@ def voices(split):
   return own.get(split) or [voice for voice in everyone if voice not in DEV_VOICES + TEST_VOICES + NOT_USED]
 
 
-def _say_all(folder, split, speaker, name, n_utterances, seed):
+def _say_all(folder, corpus, split, speaker, name, n_utterances, seed):
   """Writes the utterances of one speaker; in a fresh process, since espeak-ng's noise depends on what it said before."""
   rng = np.random.default_rng([seed, zlib.crc32(split.encode()), speaker])
   names = voices(split)
   voice = names[speaker % len(names)]
-  manner = dict(voice=voice, rate=int(rng.integers(135, 200)), pitch=int(rng.integers(30, 70)),
-                pitch_range=int(rng.integers(25, 75)))
+  rate, pitch, pitch_range = (int(rng.integers(*bounds)) for bounds in ((135, 200), (30, 70), (25, 75)))
   level, noise = rng.uniform(3000, 16000), rng.uniform(2, 12)  # peak and standard deviation, of 32,768
   espeak = Espeak(int(rng.integers(2 ** 31)))
+  varied = np.random.default_rng([seed, zlib.crc32(corpus.encode()), zlib.crc32(split.encode()), speaker])
+  vary = lambda spread: varied.uniform(-spread, spread) if corpus == 'espeak_full' else 0
+  tract, tilt, noise = 1 + vary(TRACT), vary(TILT), noise * np.exp(abs(vary(NOISE)))
+  down = round(441 * tract)  # played back at ESPEAK_RATE * tract: pitch and rate, too, change by this factor
   for k in range(n_utterances):
     text = sentence(split, rng)
-    spoken, phonemes, words = espeak.say(text, **manner)
+    spoken, phonemes, words = espeak.say(text, voice, int(rate * (1 + vary(PACE)) / tract), int(pitch + vary(PITCH)), pitch_range)
     segments = to_segments(spoken, phonemes)
     lead, trail = rng.integers(RATE // 10, RATE // 4, 2)
-    audio = scipy.signal.resample_poly(spoken.astype(float), 320, 441)
+    audio = scipy.signal.lfilter([1, tilt], 1, scipy.signal.resample_poly(spoken.astype(float), 320, down))
     audio = np.concatenate([np.zeros(lead), audio * level / np.abs(audio).max(), np.zeros(trail)])
     audio = (audio + noise * rng.standard_normal(len(audio))).round().clip(-32768, 32767).astype(np.int16)
-    to_16k = lambda sample: int(lead + sample * RATE / ESPEAK_RATE)
+    to_16k = lambda sample: int(lead + sample * 320 / down)
     starts = [to_16k(start) for start, _ in segments]
     phones = [phone for _, phone in segments]
     if phones[-1] == 'pau':
@@ -256,22 +269,23 @@ def _write(base, phn, wrd, text, audio):
   write_whole(f'{base}.wav', wav)
 
 
-def _speak(speaker, folder, seed):
+def _speak(speaker, folder, corpus, seed):
   split, number, name, n_utterances = speaker
   paths = [os.path.join(folder, name, f'sx{k + 1}.wav') for k in range(n_utterances)]
   if not all(os.path.exists(path) for path in paths):
     try:
       with concurrent.futures.ProcessPoolExecutor(1, mp_context=FORK, initializer=start_worker) as fresh:
-        fresh.submit(_say_all, folder, split, number, name, n_utterances, seed).result()
+        fresh.submit(_say_all, folder, corpus, split, number, name, n_utterances, seed).result()
     except concurrent.futures.process.BrokenProcessPool:
       raise UserError(f'espeak-ng crashed while it spoke for {name}') from None
 
 
-def make(folder, sizes, seed):
+def make(folder, corpus, sizes, seed):
   """Makes the corpus, or what is missing of it.
 
   Args:
     folder: where.
+    corpus: 'espeak' or 'espeak_full'.
     sizes: dict, number of utterances of 'train', 'dev' and 'test'.
     seed: of everything random.
 
@@ -283,6 +297,8 @@ def make(folder, sizes, seed):
   """
   settings = dict(label=LABEL, synthetic=True, seed=seed, format=FORMAT, numpy=np.__version__,
                   espeakng_loader=importlib.metadata.version('espeakng-loader'), language='en-us')
+  if corpus != 'espeak':
+    settings['corpus'] = corpus
   path = os.path.join(folder, 'corpus.json')
   if os.path.exists(path):
     try:
@@ -308,7 +324,7 @@ def make(folder, sizes, seed):
       letters = ''.join(chr(ord('a') + number // 26 ** power % 26) for power in (2, 1, 0))
       speaker = f'{_gender(names[number % len(names)])}{letters}{code}'
       speakers.append((split, number, os.path.join(split, f'dr{number % 8 + 1}', speaker), n_utterances))
-  in_parallel(functools.partial(_speak, folder=folder, seed=seed), speakers, 'speakers')
+  in_parallel(functools.partial(_speak, folder=folder, corpus=corpus, seed=seed), speakers, 'speakers')
   return [Utterance(split, name.split(os.sep, 1)[1].replace(os.sep, '/') + f'/sx{k + 1}',
                     *(os.path.join(folder, name, f'sx{k + 1}.{ending}') for ending in ('wav', 'phn', 'htk')))
           for split, _, name, n_utterances in speakers for k in range(n_utterances)]

@@ -2,7 +2,8 @@
 
   python timit_processing.py --data_path=DIR          TIMIT (LDC93S1) as the LDC ships it
   python timit_processing.py --corpus=nltk_sample     160 utterances of TIMIT, downloaded by NLTK or from --data_path
-  python timit_processing.py --corpus=espeak          synthetic, not TIMIT: made here by espeak-ng
+  python timit_processing.py --corpus=espeak          synthetic, not TIMIT: made here by espeak-ng, half of TIMIT's size
+  python timit_processing.py --corpus=espeak_full     the same at TIMIT's size and splits, of 536 speakers
 
 Writes <result_dir>/timit_processed/<corpus>_<preproc>/: train.npz, dev.npz, test.npz (see data.py), metadata.json and the
 picture utterance.png. Interrupted, the same command goes on where it stopped.
@@ -28,22 +29,22 @@ from phones import FOLDING, PHONES39, PHONES61
 import timit_plots
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak'], 'default: timit with --data_path, else espeak')
-flags.DEFINE_string('data_path', None, 'folder of the corpus; with --corpus=espeak: where it is made')
+flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak', 'espeak_full'], 'default: timit with --data_path, else espeak')
+flags.DEFINE_string('data_path', None, 'folder of the corpus; of a synthetic one: where it is made')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features: 40 mel filters and energy; 13 cepstral '
                   'coefficients; 123 features from .htk files beside the audio')
 flags.DEFINE_string('dataset', None, 'folder to write; default: <result_dir>/timit_processed/<corpus>_<preproc>')
 flags.DEFINE_bool('skip_bad', False, 'go on without utterances that are damaged or missing, and list them')
-flags.DEFINE_integer('n_train', 1920, 'espeak: utterances for training', lower_bound=1)
-flags.DEFINE_integer('n_dev', 192, 'espeak: utterances for validation', lower_bound=1)
-flags.DEFINE_integer('n_test', 192, 'espeak: utterances for the test', lower_bound=1)
+flags.DEFINE_integer('n_train', None, 'synthetic: utterances for training; default: 1920 (espeak_full: 3696)', lower_bound=1)
+flags.DEFINE_integer('n_dev', None, 'synthetic: utterances for validation; default: 192 (espeak_full: 400)', lower_bound=1)
+flags.DEFINE_integer('n_test', None, 'synthetic: utterances for the test; default: 192', lower_bound=1)
 
 LABELS = {'timit': 'TIMIT (LDC93S1)', 'nltk_sample': 'NLTK\'s sample of TIMIT: 16 training speakers, not the standard split',
-          'espeak': espeak_corpus.LABEL}
+          **dict.fromkeys(espeak_corpus.SIZES, espeak_corpus.LABEL)}
 LICENCES = {
     'timit': 'licensed by the Linguistic Data Consortium; what is made from it may not be passed on',
     'nltk_sample': 'copyright 1993 Linguistic Data Consortium; Creative Commons Attribution-NonCommercial-ShareAlike',
-    'espeak': 'made by espeak-ng (GPL-3.0-or-later) from sentences of this project',
+    **dict.fromkeys(espeak_corpus.SIZES, 'made by espeak-ng (GPL-3.0-or-later) from sentences of this project'),
 }
 CACHE_VERSION = 1
 
@@ -60,10 +61,10 @@ def find_utterances():
     return corpora.nltk_sample(FLAGS.data_path)
   if FLAGS.preproc == 'htk':
     raise UserError('there are no .htk files for the synthetic corpus; --preproc=fbank or mfccs')
-  FLAGS.data_path = path or os.path.join(FLAGS.result_dir, 'espeak_corpus')
-  sizes = dict(train=FLAGS.n_train, dev=FLAGS.n_dev, test=FLAGS.n_test)
-  print(f'{LABELS["espeak"]}: {sum(sizes.values())} utterances in {FLAGS.data_path}', flush=True)
-  return espeak_corpus.make(FLAGS.data_path, sizes, FLAGS.seed), []
+  FLAGS.data_path = path or os.path.join(FLAGS.result_dir, f'{FLAGS.corpus}_corpus')
+  sizes = {split: FLAGS[f'n_{split}'].value or size for split, size in espeak_corpus.SIZES[FLAGS.corpus].items()}
+  print(f'{LABELS[FLAGS.corpus]}: {sum(sizes.values())} utterances in {FLAGS.data_path}', flush=True)
+  return espeak_corpus.make(FLAGS.data_path, FLAGS.corpus, sizes, FLAGS.seed), []
 
 
 def process(utterance, preproc, cache, skip_bad):
@@ -142,11 +143,11 @@ def describe(utterances, missing, results, numbers, mean, sd, outputs):
   digests = sorted(result['digest'] for result in results if 'digest' in result)
   libraries = ('numpy', 'scipy', 'soundfile', 'python_speech_features', 'espeakng-loader')
   return dict(
-      corpus=FLAGS.corpus, label=LABELS[FLAGS.corpus], synthetic=FLAGS.corpus == 'espeak', licence=LICENCES[FLAGS.corpus],
+      corpus=FLAGS.corpus, label=LABELS[FLAGS.corpus], synthetic=FLAGS.corpus in espeak_corpus.SIZES, licence=LICENCES[FLAGS.corpus],
       source=FLAGS.data_path, preproc=FLAGS.preproc, n_features=features.N_FEATURES[FLAGS.preproc],
       features=features.SETTINGS, splits=numbers, missing=missing,
       skipped=[dict(utterance=u.id, reason=r['reason']) for u, r in zip(utterances, results) if 'reason' in r],
-      classes61=PHONES61, classes39=PHONES39, folding=FOLDING, seed=FLAGS.seed if FLAGS.corpus == 'espeak' else None,
+      classes61=PHONES61, classes39=PHONES39, folding=FOLDING, seed=FLAGS.seed if FLAGS.corpus in espeak_corpus.SIZES else None,
       inputs=dict(utterances=len(digests), sha256=hashlib.sha256(''.join(digests).encode()).hexdigest()), outputs=outputs,
       mean=mean.tolist(), sd=sd.tolist(),
       versions=dict(python=platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries}))

@@ -70,7 +70,8 @@ def load_corpus():
   Raises:
     UserError: there is none; the message names the three ways to get one.
   """
-  folders = [data.folder_of(FLAGS.result_dir, corpus, FLAGS.preproc) for corpus in ('timit', 'nltk_sample', 'espeak')]
+  folders = [data.folder_of(FLAGS.result_dir, corpus, FLAGS.preproc)
+             for corpus in ('timit', 'nltk_sample', 'espeak', 'espeak_full')]
   found = [folder for folder in folders if os.path.isdir(folder)]
   corpus = data.load(FLAGS.dataset or (found or folders)[0])
   print(f'{corpus.metadata["label"]}: {", ".join(f"{len(s.ids)} {name}" for name, s in zip(data.SPLITS, corpus[:3]))} utterances '
