@@ -37,8 +37,10 @@ import numpy as np
 import plots
 import tensorflow as tf
 
-from eprop import Learner, Weights, loss_and_error, presynaptic_product, rate_cost
-from lsnn import exp_filter, unroll
+import eprop
+from learner import Learner
+from lsnn import exp_filter
+from readout import Weights, loss_and_error, rate_cost
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(verification)
@@ -68,11 +70,11 @@ class Gradients:
     dz = tf.zeros([*x.shape[:2], self.cell.units], x.dtype)
     with tf.GradientTape() as tape:
       tape.watch(dz)
-      z = unroll(self.cell, x, weights.w_in, weights.w_rec, dz=dz).z
+      z = eprop.Layer(self.cell).simulate(x, eprop.Weights(weights.w_in, weights.w_rec), dz=dz).z
       z_bar = exp_filter(z, self.readout.kappa, self.readout.normalised)
       task_loss, error = loss_and_error(self.readout.loss, z_bar @ weights.w_out, target, weight)
       loss = task_loss + rate_cost(self.regularisation, tf.reduce_mean(z, [0, 1]), z)
-    return tape.gradient(loss, dz), presynaptic_product(z_bar, error)
+    return tape.gradient(loss, dz), eprop.presynaptic_product(z_bar, error)
 
   def with_own_adaptation(self, signal, psi):
     """dE/dz plus the path z -> own adaptation, which the trace contains already; [T, B, N]."""
@@ -87,20 +89,20 @@ class Gradients:
     """All gradients of a case.
 
     Returns:
-      Simulation, Traces and learning signal; dict of gradients that must be equal, the reference first; dict of
+      Activity and learning signal; dict of gradients that must be equal, the reference first; dict of
       gradients that must differ from it.
     """
-    run, traces = self.activity(case)
+    run = self.activity(case)
     signal, g_out = self.ideal_learning_signal(case)
     equal = {'BPTT by autodiff': self.bptt(*case).gradients,
-             'eq. (1) with the true dE/dz': Weights(*self.signal_times_trace(signal, traces.e), g_out),
+             'eq. (1) with the true dE/dz': Weights(*self.signal_times_trace(signal, run.e), g_out),
              'adjoint BPTT': self.adjoint_bptt(*case).gradients}
-    fast = run.psi[:, :, None, :] * traces.eps_v
+    fast = run.psi[:, :, None, :] * run.eps_v
     wrong = {'own adaptation counted twice, in dE/dz and in the trace':
-             self.signal_times_trace(self.with_own_adaptation(signal, run.psi), traces.e),
+             self.signal_times_trace(self.with_own_adaptation(signal, run.psi), run.e),
              'trace without its slow component eps_a': self.signal_times_trace(signal, fast),
              "e-prop's learning signal, eq. (4), for dE/dz": self.eprop(*case).gradients[:2]}
-    return run, traces, signal, equal, wrong
+    return run, signal, equal, wrong
 
 
 def main():
@@ -109,12 +111,12 @@ def main():
   for network, dtype, device, seeds in verification.cases():
     gradients = Gradients(network, dtype)
     for seed in seeds:
-      run, traces, signal, equal, wrong = gradients(verification.draw_case(network, seed, dtype))
+      run, signal, equal, wrong = gradients(verification.draw_case(network, seed, dtype))
       case = dict(device=device, dtype=dtype, network=str(network), seed=seed,
                   **verification.vital_signs(gradients.cell, run))
       report.add(case, run.z.numpy(), equal, wrong)
       if shown is None:
-        shown = network, equal, run, traces, {'learning\nsignal $dE/dz_j$': signal}
+        shown = network, equal, run, {'learning\nsignal $dE/dz_j$': signal}
   passed = report.finish()
   verification.figure(report.path('figure.png'), *shown)
   plots.wait(FLAGS.show)

@@ -37,8 +37,10 @@ from absl import flags
 import plots
 import tensorflow as tf
 
-from eprop import Learner, Weights, loss_and_error, presynaptic_product, rate_signal
+from eprop import presynaptic_product
+from learner import Learner
 from lsnn import exp_filter
+from readout import Weights, loss_and_error, rate_signal
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(verification)
@@ -69,9 +71,9 @@ class Gradients:
       y: outputs, [T, B, K].
 
     Returns:
-      Simulation and Traces; L [T, B, N]; Weights; dict of wrong (dE/dw_in, dE/dw_rec).
+      Activity; L [T, B, N]; Weights; dict of wrong (dE/dw_in, dE/dw_rec).
     """
-    run, traces = verification.activity(self.cell, case.x, case.weights)
+    run = verification.activity(self.cell, case.x, case.weights)
     n_steps, n_batch, n = run.z.shape
     kappa, normalised, loss = self.readout
     error = loss_and_error(loss, y, case.target, case.weight)[1]
@@ -80,29 +82,29 @@ class Gradients:
     rate_term = rate_signal(self.regularisation, tf.reduce_mean(run.z, [0, 1]), n_steps, n_batch, run.z)
     gradient = lambda signal, e: verification.signal_times_trace(signal, e, self.n_in)
     g_out = presynaptic_product(exp_filter(run.z, kappa, normalised), error)
-    wrong = {'trace without its slow component eps_a': gradient(task + rate_term, run.psi[:, :, None] * traces.eps_v),
-             'traces of other synapses (rows shifted by one)': gradient(task + rate_term, tf.roll(traces.e, 1, axis=2)),
-             'rate cost left out': gradient(task, traces.e)}
-    return run, traces, learning_signal, Weights(*gradient(task + rate_term, traces.e), g_out), wrong
+    wrong = {'trace without its slow component eps_a': gradient(task + rate_term, run.psi[:, :, None] * run.eps_v),
+             'traces of other synapses (rows shifted by one)': gradient(task + rate_term, tf.roll(run.e, 1, axis=2)),
+             'rate cost left out': gradient(task, run.e)}
+    return run, learning_signal, Weights(*gradient(task + rate_term, run.e), g_out), wrong
 
   def __call__(self, case, kind):
     """All gradients of a case with 'symmetric' or 'random' feedback.
 
     Returns:
-      Simulation, Traces and learning signal; dict of gradients that must be equal, the reference first; dict of
+      Activity and learning signal; dict of gradients that must be equal, the reference first; dict of
       gradients that must differ from it.
     """
     symmetric = case.weights.w_out
     feedback = symmetric if kind == 'symmetric' else case.feedback
     reference = self.autodiff(*case[:4], feedback)
-    run, traces, signal, stored, wrong = self.by_stored_traces(case, feedback, reference.y)
+    run, signal, stored, wrong = self.by_stored_traces(case, feedback, reference.y)
     equal = {f'autodiff, {kind} feedback': reference.gradients,
              f'hardcoded, {kind} feedback': self.hardcoded(*case[:4], feedback).gradients,
              f'adjoint, {kind} feedback': self.adjoint(*case[:4], feedback).gradients,
              f'stored traces, {kind} feedback': stored}
     if kind == 'random':
       wrong['symmetric instead of random feedback'] = self.hardcoded(*case[:4], symmetric).gradients[:2]
-    return run, traces, signal, equal, wrong
+    return run, signal, equal, wrong
 
 
 def main():
@@ -112,13 +114,13 @@ def main():
     gradients = Gradients(network, dtype)
     for seed in seeds:
       for kind in ('symmetric', 'random'):
-        run, traces, signal, equal, wrong = gradients(verification.draw_case(network, seed, dtype), kind)
+        run, signal, equal, wrong = gradients(verification.draw_case(network, seed, dtype), kind)
         case = dict(device=device, dtype=dtype, network=str(network), seed=seed,
                     **verification.vital_signs(gradients.cell, run))
         report.add(case, run.z.numpy(), equal, wrong)
         if shown is None:
-          e_bar = exp_filter(traces.e, gradients.readout.kappa, gradients.readout.normalised)
-          shown = (network, equal, run, traces,
+          e_bar = exp_filter(run.e, gradients.readout.kappa, gradients.readout.normalised)
+          shown = (network, equal, run,
                    {'filtered trace\n$\\bar{e}_{ji}$': e_bar, 'learning\nsignal $L_j$': signal})
   passed = report.finish()
   verification.figure(report.path('figure.png'), *shown)

@@ -11,12 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from eprop import (FEEDBACK, IMPLEMENTATIONS, Learner, RateCost, Readout, Weights, apply_gradients, cosine,
-                   eligibility_traces, feedback_matrix)
+import eprop
+from eprop import FEEDBACK, IMPLEMENTATIONS, cosine, eligibility_traces, feedback_matrix
 from experiment import UserError, rng
 from initial_arrays import batch_of_iteration, load_initial_arrays
-from lsnn import ALIF, exp_decay, exp_filter, unroll
+from learner import Learner, apply_gradients
+from lsnn import ALIF, exp_decay, exp_filter
 import plots
+from readout import RateCost, Readout, Weights
 from tasks import EvidenceAccumulation
 
 FLAGS = flags.FLAGS
@@ -87,9 +89,9 @@ def check_flags():
 
 @tf.function(jit_compile=True)
 def simulate_trial(cell, readout, x, weights):
-  """Simulation of one trial [T, 1, I] and its softmax output [T, 1, K]."""
-  simulation = unroll(cell, x, weights.w_in, weights.w_rec, record_va=True)
-  return simulation, tf.nn.softmax(exp_filter(simulation.z @ weights.w_out, readout.kappa, readout.normalised))
+  """Run of one trial [T, 1, I] and its softmax output [T, 1, K]."""
+  run = eprop.Layer(cell).simulate(x, eprop.Weights(weights.w_in, weights.w_rec))
+  return run, tf.nn.softmax(exp_filter(run.z @ weights.w_out, readout.kappa, readout.normalised))
 
 
 trace_recorder = tf.function(eligibility_traces, jit_compile=True)
@@ -107,15 +109,15 @@ def record_trial(cell, readout, weights, feedback, x, label, task):
   Returns:
     dict of arrays without the trial dimension.
   """
-  simulation, output = simulate_trial(cell, readout, x, weights)
-  z = simulation.z.numpy()
+  run, output = simulate_trial(cell, readout, x, weights)
+  z = run.z.numpy()
   error = output.numpy()[:, 0] - np.eye(N_OUT)[label]
   error[:-task.n_recall_steps] = 0
   # From each of the three neurons that spike most, the synapse with the largest slow (without ALIF: any) trace, onto
   # three different neurons, ALIF where there are enough: only there the slow factor takes part in the trace.
   pre = np.argsort(-z[:, 0].sum(0), kind='stable')[:3]
-  traces = trace_recorder(cell, np.concatenate([np.zeros_like(z[:1]), z[:-1]])[:, :, pre], simulation.psi)
-  eps_a, e = traces.eps_a.numpy()[:, 0], traces.e.numpy()[:, 0]
+  e, eps = trace_recorder(cell, np.concatenate([np.zeros_like(z[:1]), z[:-1]])[:, :, pre], run.memory)
+  eps_a, e = eprop.one_step_later(eps.a).numpy()[:, 0], e.numpy()[:, 0]
   strength = np.abs(eps_a if FLAGS.n_adaptive else e).max(0)
   strength[np.arange(len(pre)), pre] = -1  # no autapses
   if FLAGS.n_adaptive > len(pre):

@@ -11,12 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from eprop import (FEEDBACK, IMPLEMENTATIONS, Learner, RateCost, Readout, Weights, apply_gradients, cosine,
-                   eligibility_traces, feedback_matrix)
+import eprop
+from eprop import FEEDBACK, IMPLEMENTATIONS, cosine, eligibility_traces, feedback_matrix
 from experiment import UserError, rng
 from initial_arrays import batch_of_iteration, load_initial_arrays
-from lsnn import LIF, exp_decay, unroll
+from learner import Learner, apply_gradients
+from lsnn import LIF, exp_decay
 import plots
+from readout import RateCost, Readout, Weights
 from tasks import poisson_spikes, sum_of_sines
 
 FLAGS = flags.FLAGS
@@ -82,22 +84,22 @@ def check_gradient(cell, learner, x, target, weight, weights, feedback):
   """
   double = lambda *tensors: [tf.cast(t, tf.float64) for t in tensors]
   kappa = np.float64(exp_decay(FLAGS.tau_out, FLAGS.dt))
-  make = lambda impl: Learner(cell, learner.readout._replace(kappa=kappa), learner.regularisation, learner.bptt, impl)
+  make = lambda impl: Learner(cell, learner.readout._replace(kappa=kappa), learner.regularisation, learner.layer.bptt, impl)
   target, weight, feedback = double(target, weight, feedback)
   arguments = (x, target, weight, Weights(*double(*weights)), feedback)
-  names_and_pairs = zip(Weights._fields, make(learner.impl)(*arguments).gradients, make('autodiff')(*arguments).gradients)
+  names_and_pairs = zip(Weights._fields, make(learner.layer.impl)(*arguments).gradients, make('autodiff')(*arguments).gradients)
   for name, gradient, reference in names_and_pairs:
     difference = float(tf.reduce_max(tf.abs(gradient - reference)) / tf.reduce_max(tf.abs(reference)))
     if not difference <= FLAGS.gradient_check_tolerance:
-      raise UserError(f'gradient check failed: {learner.impl} and autodiff differ by {difference:.2g} of the largest '
+      raise UserError(f'gradient check failed: {learner.layer.impl} and autodiff differ by {difference:.2g} of the largest '
                       f'entry in {name}, more than {FLAGS.gradient_check_tolerance:g}')
 
 
 @tf.function(jit_compile=True)
 def simulate(cell, x, weights):
-  """Spikes and pseudo-derivative of the first trial, [T, 1, N]."""
-  simulation = unroll(cell, x, weights.w_in, weights.w_rec)
-  return simulation.z, simulation.psi
+  """Run of the first trial, and its pseudo-derivative [T, 1, N]."""
+  run = eprop.Layer(cell).simulate(x, eprop.Weights(weights.w_in, weights.w_rec))
+  return run, cell.psi(run.memory)
 
 
 trace_recorder = tf.function(eligibility_traces, jit_compile=True)
@@ -105,7 +107,8 @@ trace_recorder = tf.function(eligibility_traces, jit_compile=True)
 
 def record_trial(cell, readout, weights, feedback, x, y, target):
   """The first trial as the figure shows it; x [T, 1, I], y and target [T, K]; a dict of arrays."""
-  z, psi = (tensor.numpy() for tensor in simulate(cell, x, weights))
+  run, psi = simulate(cell, x, weights)
+  z, psi = run.z.numpy(), psi.numpy()
   learning_signal = (y - target) @ feedback.numpy().T  # (4) [T, N]
   # The synapse shown: from the neuron that spikes most to the one (another) that is most often near its threshold.
   pre = int(z.sum((0, 1)).argmax())
@@ -113,9 +116,9 @@ def record_trial(cell, readout, weights, feedback, x, y, target):
   near[pre] = -1
   post = int(near.argmax())
   arriving = np.concatenate([np.zeros_like(z[:1]), z[:-1]])[:, :, pre:pre + 1]
-  traces = trace_recorder(cell, arriving, psi)
-  return dict(x=x[:, 0], z=z[:, 0], y=y, target=target, pre=pre, post=post, pre_term=traces.eps_v.numpy()[:, 0, 0, 0],
-              post_term=psi[:, 0, post], e=traces.e.numpy()[:, 0, 0, post], learning_signal=learning_signal[:, post],
+  e, eps = trace_recorder(cell, arriving, run.memory)
+  return dict(x=x[:, 0], z=z[:, 0], y=y, target=target, pre=pre, post=post, pre_term=eps.v.numpy()[:, 0, 0, 0],
+              post_term=psi[:, 0, post], e=e.numpy()[:, 0, 0, post], learning_signal=learning_signal[:, post],
               dt=FLAGS.dt)
 
 

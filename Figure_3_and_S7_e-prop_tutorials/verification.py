@@ -14,8 +14,9 @@ import numpy as np
 import plots
 import tensorflow as tf
 
-from eprop import RateCost, Readout, Weights, eligibility_traces
-from lsnn import ALIF, exp_decay, unroll
+import eprop
+from lsnn import ALIF, exp_decay
+from readout import RateCost, Readout, Weights
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('n_seeds', 5, 'random networks of each size, seeds from --seed on', lower_bound=1)
@@ -38,8 +39,8 @@ class Network(NamedTuple):
   n_out: int
   n_steps: int
   n_batch: int
-  loss: str                  # as in eprop.Readout
-  rate_cost: str             # kind of eprop.RateCost
+  loss: str                  # as in readout.Readout
+  rate_cost: str             # kind of readout.RateCost
   normalised: bool = True    # the readout's filter
   scale_input: bool = False  # as in lsnn.ALIF
   tau: tuple = (20.0, 20.0)  # membrane time constant [ms] of the first and the last neuron
@@ -90,11 +91,24 @@ def draw_case(network, seed, dtype):
   return tf.nest.map_structure(lambda array: tf.constant(array, dtype), case)
 
 
+class Activity(NamedTuple):
+  """A simulation and the traces of input and recurrent synapses together."""
+  z: tf.Tensor      # [T, B, N]
+  h: tf.Tensor      # [T, B, N]
+  psi: tf.Tensor    # [T, B, N]
+  v: tf.Tensor      # [T, B, N]
+  a: tf.Tensor      # [T, B, N]
+  e: tf.Tensor      # [T, B, I + N, N]
+  eps_v: tf.Tensor  # [T, B, I + N, 1 or N]
+  eps_a: tf.Tensor  # [T, B, I + N, N]
+
+
 def activity(cell, x, weights):
-  """Simulation with v and a, and the Traces of input and recurrent synapses together, [T, B, I + N, N]."""
-  run = unroll(cell, x, weights.w_in, weights.w_rec, record_va=True)
-  pre = tf.concat([x, tf.concat([tf.zeros_like(run.z[:1]), run.z[:-1]], 0)], 2)
-  return run, eligibility_traces(cell, pre, run.psi)
+  """Activity of the neurons, an ALIF."""
+  run = eprop.Layer(cell).simulate(x, eprop.Weights(weights.w_in, weights.w_rec), record_states=True)
+  pre = tf.concat([x, eprop.one_step_later(run.z)], 2)
+  e, eps = eprop.eligibility_traces(cell, pre, run.memory)
+  return Activity(run.z, run.memory, cell.psi(run.memory), run.states.v, run.states.a, e, eps.v, eprop.one_step_later(eps.a))
 
 
 def signal_times_trace(signal, e, n_in):
@@ -238,14 +252,14 @@ class Report:
     return not self.failures
 
 
-def figure(path, network, gradients, run, traces, factors):
+def figure(path, network, gradients, run, factors):
   """Two gradients and their difference; below, the recurrent synapse onto an ALIF neuron with the largest trace.
 
   Args:
     path: PNG to write.
     network: Network.
     gradients: dict of Weights, of which the first two are drawn.
-    run, traces: of `activity`.
+    run: Activity.
     factors: dict of label and tensor [T, B, N] or [T, B, I + N, N] for the lowest panels.
   """
   n_in, n = network.n_in, network.n
@@ -269,12 +283,12 @@ def figure(path, network, gradients, run, traces, factors):
   axes[0].set_yticks([(n_in - 1) / 2, n_in + (n - 1) / 2], ['inputs', 'neurons'], rotation=90, va='center')
 
   n_lif = n - n // 2
-  size = np.abs(traces.e[:, 0, n_in:, n_lif:]).sum(0)
+  size = np.abs(run.e[:, 0, n_in:, n_lif:]).sum(0)
   i, j = np.unravel_index(size.argmax(), size.shape)
   j += n_lif
   spikes = {'presynaptic\nspikes $z_i$': run.z[:, 0, i], 'postsynaptic\nspikes $z_j$': run.z[:, 0, j]}
-  curves = {'pseudo-\nderivative $\\psi_j$': run.psi, 'fast component\n$\\epsilon_{ji,v}$': traces.eps_v,
-            'slow component\n$\\epsilon_{ji,a}$': traces.eps_a, 'eligibility\ntrace $e_{ji}$': traces.e, **factors}
+  curves = {'pseudo-\nderivative $\\psi_j$': run.psi, 'fast component\n$\\epsilon_{ji,v}$': run.eps_v,
+            'slow component\n$\\epsilon_{ji,a}$': run.eps_a, 'eligibility\ntrace $e_{ji}$': run.e, **factors}
   time = DT * np.arange(network.n_steps)
   axes = below.subplots(len(spikes) + len(curves), 1, sharex=True,
                         height_ratios=[0.4] * len(spikes) + [1] * len(curves))

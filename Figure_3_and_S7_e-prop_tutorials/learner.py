@@ -1,0 +1,146 @@
+"""Figures 3 and S7: a network with a leaky readout learns by e-prop or BPTT.
+
+Notation as in lsnn.py, eprop.py and readout.py.
+"""
+import tensorflow as tf
+
+import eprop
+from eprop import Layer, LearningSignal, broadcast_readout
+from lsnn import exp_filter
+from online import online_gradient
+from readout import LOSSES, RATE_COSTS, Result, Weights, loss_and_error, rate_cost, rate_signal
+
+
+def apply_gradients(optimizer, gradients, weights, adaptive_feedback=None, readout_decay=0.0):
+  """One update of the weights, and of a feedback matrix that learns.
+
+  Args:
+    optimizer: keras optimizer, built for the variables that follow.
+    gradients: Weights.
+    weights: Weights of tf.Variables.
+    adaptive_feedback: tf.Variable [N, K], which gets the same gradient as w_out through optimizer slots of its own; or None
+      where the feedback does not learn.
+    readout_decay: decay of w_out and B per update, see eprop.kolen_pollack.
+  """
+  if adaptive_feedback is None:
+    optimizer.apply(gradients, weights)
+    return
+  optimizer.apply((*gradients, gradients.w_out), (*weights, adaptive_feedback))
+  eprop.kolen_pollack(weights.w_out, adaptive_feedback, readout_decay)
+
+
+class Learner:
+  """Loss and gradient of a network with a leaky readout, by e-prop or BPTT; a function with its compiled parts.
+
+  Args:
+    cell: the neurons, lsnn.Neuron.
+    readout: Readout.
+    regularisation: RateCost.
+    bptt: BPTT instead of e-prop.
+    impl: 'adjoint', 'autodiff', or 'hardcoded': online, see online.py.
+    n_shards: parts of the batch that are simulated side by side, one per processor core.
+
+  Raises:
+    ValueError: an argument is none of the named ones, or BPTT was asked for in its hardcoded form, which e-prop alone has.
+  """
+
+  def __init__(self, cell, readout, regularisation, bptt=False, impl='adjoint', n_shards=1):
+    if readout.loss not in LOSSES or regularisation.kind not in RATE_COSTS:
+      raise ValueError(f'the loss must be one of {", ".join(LOSSES)}, the rate cost one of {", ".join(RATE_COSTS)}; '
+                       f'got {readout.loss!r}, {regularisation.kind!r}')
+    if n_shards < 1:
+      raise ValueError(f'n_shards must be at least 1, got {n_shards}')
+    self.layer = Layer(cell, bptt, impl)
+    self.readout, self.regularisation, self.n_shards = readout, regularisation, n_shards
+    self._forward = tf.function(self._forward_shard, jit_compile=True)
+    self._backward = tf.function(self._backward_shard, jit_compile=True)
+    self._online = tf.function(lambda *a: online_gradient(self.layer.cell, readout, regularisation, *a), jit_compile=True)
+    self._filter = tf.function(lambda x: exp_filter(x, readout.kappa, readout.normalised), jit_compile=True)
+    self._filter_back = tf.function(lambda x: exp_filter(x, readout.kappa, readout.normalised, reverse=True),
+                                    jit_compile=True)
+
+  def signal(self, error, feedback, rate_term):
+    """The learning signal: the one place to change for somebody with another one.
+
+    Args:
+      error: at the outputs, [T, B, K].
+      feedback: B of eq. (4), [N, K]; w_out for BPTT.
+      rate_term: d rate cost / dz, [N] or [T, B, N].
+
+    Returns:
+      LearningSignal.
+    """
+    return LearningSignal(self._filter_back(error), feedback, rate_term)                                     # (4), (28)
+
+  @tf.function
+  def __call__(self, x, target, weight, weights, feedback):
+    """Gradient, loss and outputs for one batch.
+
+    Args:
+      x: inputs [T, B, I], any numeric dtype.
+      target: class probabilities or values, [T or 1, B or 1, K].
+      weight: weight of each step in the task loss, [T, 1, 1].
+      weights: Weights.
+      feedback: B of eq. (4), [N, K]; ignored by BPTT.
+
+    Returns:
+      Result.
+    """
+    n_steps, n_batch, _ = x.shape
+    target = tf.broadcast_to(target, [n_steps, n_batch, weights.w_out.shape[1]])
+    if self.layer.impl == 'hardcoded':
+      return self._online(x, target, weight, weights, feedback)
+    if self.layer.impl == 'autodiff':
+      return self._autodiff(x, target, weight, weights, feedback)
+    shards, y, rate = self._simulate(x, weights)
+    task_loss, error = loss_and_error(self.readout.loss, y, target, weight)
+    z = tf.concat([self.layer.cell.spikes(run.memory) for _, run in shards], 1) if self.regularisation.kind == 'online' else None
+    rate_term = rate_signal(self.regularisation, rate, n_steps, n_batch, z)
+    signal = self.signal(error, weights.w_out if self.layer.bptt else feedback, rate_term)
+    parts = [self._backward(x, run.memory, part, weights) for (x, run), part in zip(shards, self._split_signal(signal))]
+    gradients = Weights(*(tf.add_n(part) for part in zip(*parts)))
+    return Result(gradients, task_loss, rate_cost(self.regularisation, rate, z), y, rate)
+
+  @tf.function
+  def evaluate(self, x, target, weight, weights):
+    """Task loss [] and outputs y [T, B, K] without learning; arguments as for `__call__`."""
+    y = self._simulate(x, weights)[1]
+    return loss_and_error(self.readout.loss, y, tf.broadcast_to(target, y.shape), weight)[0], y
+
+  def _split(self, array):
+    n_batch = array.shape[1]
+    n_shards = min(self.n_shards, n_batch)
+    return tf.split(array, [n_batch // n_shards + (k < n_batch % n_shards) for k in range(n_shards)], axis=1)
+
+  def _split_signal(self, signal):
+    errors = self._split(signal.error)
+    same = signal.direct.shape.rank == 1
+    directs = [signal.direct] * len(errors) if same else self._split(signal.direct)
+    return [signal._replace(error=error, direct=direct) for error, direct in zip(errors, directs)]
+
+  def _forward_shard(self, x, weights):
+    return self.layer.forward(x, eprop.Weights(weights.w_in, weights.w_rec), weights.w_out)
+
+  def _simulate(self, x, weights):
+    """Per shard its inputs and Run; outputs y [T, B, K]; mean rates [N]."""
+    shards = [(x, self._forward(x, weights)) for x in self._split(x)]
+    y = self._filter(tf.concat([run.z for _, run in shards], 1))
+    return shards, y, tf.add_n([run.rate * (part.shape[1] / x.shape[1]) for part, run in shards])
+
+  def _backward_shard(self, x, memory, signal, weights):
+    gradient = self.layer.gradient(x, eprop.Weights(weights.w_in, weights.w_rec), memory, signal)
+    return (*gradient.weights, gradient.w_read)
+
+  def _autodiff(self, x, target, weight, weights, feedback):
+    """The gradient of the whole loss by TensorFlow's automatic differentiation. Slow and large."""
+    bptt = self.layer.bptt
+    with tf.GradientTape() as tape:
+      tape.watch(weights)
+      run = self.layer.simulate(x, eprop.Weights(weights.w_in, weights.w_rec), stop_z_gradients=not bptt)
+      z_bar = exp_filter(run.z, self.readout.kappa, self.readout.normalised)
+      y = z_bar @ weights.w_out if bptt else broadcast_readout(z_bar, weights.w_out, feedback)
+      task_loss, _ = loss_and_error(self.readout.loss, y, target, weight)
+      rate = tf.reduce_mean(run.z, [0, 1])
+      rate_loss = rate_cost(self.regularisation, rate, run.z)
+      loss = task_loss + rate_loss
+    return Result(Weights(*tape.gradient(loss, weights)), task_loss, rate_loss, y, rate)
