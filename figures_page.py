@@ -1,0 +1,216 @@
+"""All committed figures on one page, with captions, our numbers and what the paper reports. Python's own library only.
+
+  python figures_page.py          writes figures.html; open it in any browser, no server needed
+
+The numbers are read from the CSV and JSON files beside the figures, so the page always shows what is committed.
+"""
+import csv
+import html
+import json
+import os
+import statistics
+import sys
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+F2, F3, F4 = 'Figure_2_TIMIT', 'Figure_3_and_S7_e-prop_tutorials', 'Figure_4_and_5_ATARI'
+NOT_AVAILABLE = 'not available'
+RULES = {'bptt': 'BPTT', 'eprop': 'e-prop', 'eprop_symmetric': 'e-prop, symmetric', 'eprop_random': 'e-prop, random',
+         'eprop_adaptive': 'e-prop, adaptive', 'symmetric': 'e-prop, symmetric', 'random': 'e-prop, random',
+         'adaptive': 'e-prop, adaptive', 'global': 'e-prop, uniform feedback', 'lif': 'LIF neurons alone',
+         'lif_bptt': 'BPTT, LIF neurons alone', 'lif_eprop_symmetric': 'e-prop, symmetric, LIF neurons alone'}
+
+STYLE = '''
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #111; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5em; border-bottom: 2px solid #0B4A8F; }
+figure { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1.5em; margin: 2em 0; align-items: start; }
+figure img { width: 100%; height: auto; border: 1px solid #ccc; }
+dt { font-weight: 600; margin-top: .6em; } dd { margin: 0; white-space: pre-line; }
+@media (max-width: 800px) { figure { grid-template-columns: 1fr; } }
+'''
+
+
+def path(folder, name):
+  return os.path.join(ROOT, folder, 'figures', name)
+
+
+def read_json(folder, name):
+  with open(path(folder, name), encoding='utf-8') as file:
+    return json.load(file)
+
+
+def read_csv(folder, name):
+  with open(path(folder, name), encoding='utf-8', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def mean_sd(values, scale=1, digits=1, unit=''):
+  """'7.7 % (sd 1.6, 5 seeds)'."""
+  values = [scale * float(value) for value in values]
+  spread = f'sd {statistics.stdev(values):.{digits}f}, {len(values)} seeds' if len(values) > 1 else 'one seed'
+  return f'{statistics.mean(values):.{digits}f}{unit} ({spread})'
+
+
+def by_rule(rows, column, **format_):
+  """A line per rule, over its seeds; rows where the column is empty do not count."""
+  groups = {}
+  for row in rows:
+    if row[column]:
+      groups.setdefault(row['rule'], []).append(row[column])
+  return '\n'.join(f'{RULES.get(rule, rule)}: {mean_sd(values, **format_)}' for rule, values in groups.items())
+
+
+def last_rows(name):
+  """The last row of each run in a CSV of figure 3's comparison."""
+  return [row for row in read_csv(F3, name) if row['wall_time_s']]
+
+
+def criterion_reached():
+  """Iterations to the criterion of evidence accumulation, a line per rule."""
+  counts = {}
+  for row in last_rows('comparison_evidence_accumulation.csv'):
+    counts.setdefault(row['rule'], []).extend([int(row['iteration'])] if row['criterion_reached'] == 'True' else [])
+  return '\n'.join(f'{RULES.get(rule, rule)}: {", ".join(map(str, sorted(n))) or "not reached"}' for rule, n in counts.items())
+
+
+def game(name):
+  ours, chance = read_json(F4, f'evaluation_{name}.json'), read_json(F4, f'chance_{name}.json')
+  return (f'{ours["score"]:.1f} (sd {ours["score_sd"]:.1f}, {ours["games"]} games, one agent); '
+          f'actions at random {chance["score"]:.1f} (sd {chance["score_sd"]:.1f}, {chance["games"]} games)')
+
+
+def speech(name):
+  """Wrong frames of the framewise LSTM, per rule."""
+  rows = [row for row in read_csv(F2, name) if row['network'] == 'framewise_lstm']
+  return 'framewise LSTM, wrong frames in 61 classes:\n' + by_rule(rows, 'test_frame_error', scale=100, unit=' %')
+
+
+def largest_error(name):
+  return f'largest relative error {read_json(F3, name)["max_relative_error"]:.1e} (float64)'
+
+
+# Section, folder, file, caption of every panel, our numbers, the paper's. Numbers are functions or texts; None: no line.
+FIGURES = (
+    ('The idea', F3, 'idea.png', 'Above: what learning carries from step to step, and to whom, in e-prop (blue: '
+     'eligibility traces, forward in time; red: learning signals) and in BPTT. Below, one synapse: spikes of its input, of '
+     'other inputs and of its neuron; slow factor (24); trace (25), plain and filtered by the readout; learning signal; their '
+     'product summed over time, the gradient.',
+     None, None),
+    ('Figure 3: evidence accumulation', F3, 'evidence_accumulation.png', 'One trial after learning by e-prop with random '
+     'feedback. From above: input spikes, cues shaded in the colour of their side; spikes of the LIF and of the ALIF neurons; '
+     'softmax output, read during recall (shaded); the strongest learning signals; eligibility traces of three synapses; '
+     'their slow factors, which bridge the delay.',
+     lambda: f'this run: {100 * read_json(F3, "evidence_accumulation.json")["test_error"]:.1f}'
+             f' % wrong decisions on fresh trials, '
+             f'after {read_json(F3, "evidence_accumulation.json")["iterations"]} iterations', NOT_AVAILABLE),
+    ('', F3, 'comparison_evidence_accumulation_curves.png', 'Wrong decisions on training batches over iterations: running '
+     'mean over 10, mean and standard deviation over seeds. A run that has met the criterion keeps its last value.',
+     lambda: 'test error:\n' + by_rule(last_rows('comparison_evidence_accumulation.csv'), 'test_error', scale=100, unit=' %'),
+     NOT_AVAILABLE),
+    ('', F3, 'comparison_evidence_accumulation_criterion.png', 'Iterations until fewer than 7 % of the decisions on fresh '
+     'trials are wrong: a dot per seed, a line at the median; x: not reached.',
+     criterion_reached, '200 to 500 iterations (random feedback, batch 32)'),
+    ('Figure S7: pattern generation', F3, 'pattern_generation.png', 'From above: frozen input spikes; spikes of the LIF '
+     'neurons; output and target; for one synapse the filtered presynaptic spikes, the pseudo-derivative of its neuron, the '
+     'eligibility trace and the learning signal; the loss over iterations.',
+     lambda: f'this run: normalised mean squared error {read_json(F3, "pattern_generation.json")["nmse"]:.3f}', NOT_AVAILABLE),
+    ('', F3, 'comparison_pattern_generation_curves.png', 'Normalised mean squared error over iterations, mean and standard '
+     'deviation over seeds.',
+     lambda: 'at the end:\n' + by_rule(last_rows('comparison_pattern_generation.csv'), 'nmse', digits=3), NOT_AVAILABLE),
+    ('', F3, 'comparison_pattern_generation_criterion.png', 'Iterations to an error of 0.1 (our criterion): a dot per '
+     'seed, a line at the median; x: not reached.', None, NOT_AVAILABLE),
+    ('The equations', F3, 'verification_factorization.png', 'Eq. (1) is exact. Above: the gradient by BPTT, by eq. (1) '
+     'with the true dE/dz, and their difference. Below, one synapse: spikes before and after it, pseudo-derivative, fast and '
+     'slow component of its eligibility vector, eligibility trace, true learning signal.',
+     lambda: largest_error('verification_factorization.json'),
+     '3e-14, squared (float32, run here)'),
+    ('', F3, 'verification_hardcoded.png', 'Eqs. (4) and (25): the gradient by traces, in its adjoint form and by autodiff '
+     'with stopped gradients, and their difference; below, one synapse as above.',
+     lambda: largest_error('verification_hardcoded.json'),
+     'the published script stops with an error'),
+    ('Figure 2: phoneme recognition', F2, 'comparison_espeak_fbank.png', 'Synthetic speech, not TIMIT. Wrong frames and '
+     'phone error of each learning rule, a mark per seed.',
+     lambda: speech('comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split). Wrong '
+     'frames and phone error of each learning rule, a mark per seed.',
+     lambda: speech('comparison_nltk_sample_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'utterance_lstm_espeak.png', 'One test utterance, framewise LSTM. From above: features in standard '
+     'deviations; output of the LSTM cells; probability of each phone; phones recognised; true phones, coloured as vowel, '
+     'consonant or silence.', None, None),
+    ('', F2, 'utterance_lsnn_espeak.png', 'One test utterance, framewise LSNN: as above, with spikes in place of the '
+     'cells\' output.', None, None),
+    ('', F2, 'utterance_ctc_lstm_espeak.png', 'One test utterance, LSTM trained on phone sequences (CTC): times of '
+     'recognised phones are approximate.', None, None),
+    ('Figure 4: reward-based e-prop', F4, 'comparison_catch.png', 'Catch from pixels: return per game over frames, mean '
+     'and standard deviation over seeds.',
+     lambda: 'return, at most 1:\n' + by_rule(read_csv(F4, 'comparison_catch.csv'), 'score', digits=3), NOT_AVAILABLE),
+    ('', F4, 'catch.png', 'Games of Catch. From above: screens; probability of each action; predicted value and return, '
+     'with rewards; spikes of the LIF and of the ALIF neurons; thresholds of some ALIF neurons.', None, None),
+    ('', F4, 'comparison_catch_cue_delay.png', 'Catch with a ball that must be remembered: return per game over frames, '
+     'mean and standard deviation over seeds.',
+     lambda: 'return, at most 1:\n' + by_rule(read_csv(F4, 'comparison_catch_cue_delay.csv'),
+     'score', digits=3), NOT_AVAILABLE),
+    ('', F4, 'learning_curve_pong.png', 'Pong, one agent: score, return of the first 200 agent steps, entropy of the '
+     'policy and firing rate over frames.',
+     lambda: game('pong'), 'a score of about 10 after about 3 days on more than 12 cores and a GPU'),
+    ('', F4, 'pong.png', 'A game of Pong: panels as for Catch.', None, None),
+    ('', F4, 'comparison_pong.png', 'The first 1.6 million frames of Pong, with one group of settings at a time as '
+     'published.', None, None),
+    ('Figure 5: Fishing Derby', F4, 'learning_curve_fishing_derby.png', 'One agent: score, return, entropy and firing rate '
+     'over frames.',
+     lambda: game('fishing_derby'), NOT_AVAILABLE),
+    ('', F4, 'fishing_derby.png', 'A game of Fishing Derby: panels as for Catch.', None, None),
+    ('Speed', F3, 'benchmark_scaling.png', 'Time and memory of one training iteration of figure 3 over batch and steps.',
+     lambda: f'{read_json(F3, "benchmark.json")["iteration"]["seconds"]["adjoint"]:.2f} s per iteration, batch 64',
+     '2.0 s (TensorFlow 1.15, run here)'),
+    ('', F4, 'benchmark_scaling.png', 'Frames per second of Atari over environments, processes and neurons.', None, None),
+)
+
+
+def all_figures():
+  """(folder, file) of every committed PNG, those of FIGURES first."""
+  named = [(folder, name) for _, folder, name, *_ in FIGURES]
+  found = [(folder, name) for folder in (F3, F2, F4) for name in sorted(os.listdir(os.path.dirname(path(folder, 'x'))))
+           if name.endswith('.png')]
+  return named + [item for item in found if item not in named]
+
+
+def figure_html(folder, name, caption, ours, papers):
+  """One figure with its caption and numbers; without the numbers if their file is not there."""
+  source = f'{folder}/figures/{name}'
+  lines = []
+  if ours:
+    try:
+      lines.append(('Here', ours() if callable(ours) else ours))
+    except (OSError, KeyError, ValueError) as error:
+      lines.append(('Here', f'numbers not readable: {error}'))
+  if papers:
+    lines.append(('Published', papers))
+  numbers = ''.join(f'<dt>{term}</dt><dd>{html.escape(text)}</dd>' for term, text in lines)
+  return (f'<figure><a href="{source}"><img src="{source}" alt="{html.escape(caption, quote=True)}"></a><figcaption>'
+          f'<p>{html.escape(caption)}</p><dl>{numbers}</dl><p><a href="{folder}/README.md">how it was made</a></p>'
+          '</figcaption></figure>')
+
+
+def page():
+  """The page as text."""
+  parts = ['<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>E-prop, reproduced: all figures</title>',
+           '<meta name="viewport" content="width=device-width, initial-scale=1">', f'<style>{STYLE}</style></head><body>',
+           '<h1>E-prop, reproduced: all figures</h1><p>Bellec, Scherr et al., '
+           '<a href="https://doi.org/10.1038/s41467-020-17236-y">A solution to the learning dilemma for recurrent networks of '
+           'spiking neurons</a>, 2020, repeated. See the '
+           '<a href="README.md">README</a>.</p>']
+  known = {(folder, name): (section, *rest) for section, folder, name, *rest in FIGURES}
+  for folder, name in all_figures():
+    section, caption, ours, papers = known.get((folder, name), ('', name.removesuffix('.png').replace('_', ' '), None, None))
+    if not os.path.exists(path(folder, name)):
+      continue
+    parts.append((f'<h2>{section}</h2>' if section else '') + figure_html(folder, name, caption, ours, papers))
+  return '\n'.join([*parts, '</body></html>\n'])
+
+
+if __name__ == '__main__':
+  target = sys.argv[1] if len(sys.argv) > 1 else os.path.join(ROOT, 'figures.html')
+  with open(target, 'w', encoding='utf-8') as file:
+    file.write(page())
+  print(f'page: {target}')

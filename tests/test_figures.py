@@ -1,0 +1,108 @@
+"""What a reader looks at: pages, links, pictures, colours."""
+import doctest
+import pathlib
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import urllib.parse
+from html.parser import HTMLParser
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
+PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('Figure_*/*.md'))]
+
+
+def links(page):
+  """Targets of a Markdown page's links and pictures, code aside."""
+  text = re.sub(r'```.*?```|`[^`\n]*`', '', page.read_text(encoding='utf-8'), flags=re.S)
+  return re.findall(r'\]\(([^)\s]+)\)', text)
+
+
+def anchors(page):
+  headings = re.findall(r'^#+ (.*)$', page.read_text(encoding='utf-8'), flags=re.M)
+  return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+  local = [link for link in links(page) if not link.startswith('https://')]
+  assert local or page.name != 'README.md'
+  for link in local:
+    target, _, anchor = urllib.parse.unquote(link).partition('#')
+    file = page.parent / target if target else page
+    assert file.exists(), f'{page.name}: {link}'
+    assert not anchor or anchor in anchors(file), f'{page.name}: {link}'
+
+
+def test_worked_numbers_of_the_page_are_right():
+  result = doctest.testfile(str(FOLDER / 'E-PROP_IN_THIS_CODE.md'), module_relative=False)
+  assert result.attempted > 20 and result.failed == 0
+
+
+def test_idea_figure(tmp_path):
+  subprocess.run([sys.executable, FOLDER / 'idea_figure.py', tmp_path / 'idea.png'], check=True, timeout=120)
+  png = (tmp_path / 'idea.png').read_bytes()
+  assert png.startswith(b'\x89PNG') and min(struct.unpack('>II', png[16:24])) > 600
+
+
+def lightness(colour):
+  """CIE L* of '#rrggbb'."""
+  linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92
+            for c in (int(colour[k:k + 2], 16) / 255 for k in (1, 3, 5))]
+  y = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+  return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
+
+
+def test_colours_differ_in_lightness():
+  import palette as p
+  groups = (p.SERIES, (p.LEFT, p.RIGHT, p.RECALL, p.NOISE), (p.LIF, p.ALIF), (p.OUTPUT, p.TARGET), (p.TRACE, p.SIGNAL, p.SPIKE))
+  for group in groups:
+    steps = sorted(map(lightness, group))
+    assert min(b - a for a, b in zip(steps, steps[1:])) > 10, group
+  assert lightness('#ffffff') == pytest.approx(100) and lightness('#777777') == pytest.approx(50, abs=0.5)
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+  """The page of all figures, in a folder with links to those of the repository."""
+  folder = tmp_path_factory.mktemp('page')
+  for item in ROOT.iterdir():
+    if item.name.startswith('Figure_') or item.name == 'README.md':
+      (folder / item.name).symlink_to(item)
+  subprocess.run([sys.executable, ROOT / 'figures_page.py', folder / 'figures.html'], check=True, timeout=60)
+  return folder / 'figures.html'
+
+
+def test_page_shows_every_committed_figure_with_its_numbers(page):
+  text = page.read_text(encoding='utf-8')
+  targets = []
+
+  class Parser(HTMLParser):
+    def handle_starttag(self, tag, attributes):
+      targets.extend(value for name, value in attributes if name in ('src', 'href') and not value.startswith('https://'))
+
+  Parser().feed(text)
+  assert all((page.parent / target).exists() for target in targets), targets
+  shown = {(ROOT / target).resolve() for target in targets if target.endswith('.png')}
+  assert shown == {picture.resolve() for picture in ROOT.glob('Figure_*/figures/*.png')} and len(shown) > 15
+  assert 'not readable' not in text
+  assert '200 to 500 iterations' in text and '5 seeds' in text
+
+
+def test_page_opens_in_a_browser(page):
+  browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+  if browser is None:
+    pytest.skip('no Chromium on this machine')
+  probe = ('<script>onload = () => document.title = [...document.images].filter(i => i.naturalWidth < 300).map(i => i.src)'
+           '.join() || "all " + document.images.length + " pictures are there"</script>')
+  probed = page.parent / 'probed.html'
+  for name, text in (('whole', page.read_text()), ('broken', page.read_text().replace('idea.png', 'no_idea.png'))):
+    probed.write_text(text + probe)
+    done = subprocess.run([browser, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={page.parent / "profile"}',
+                           '--dump-dom', f'file://{probed}'], capture_output=True, text=True, timeout=120, check=False)
+    title = re.search('<title>(.*)</title>', done.stdout)[1]
+    assert title.startswith('all ') if name == 'whole' else title.endswith('no_idea.png'), title
