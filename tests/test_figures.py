@@ -1,4 +1,5 @@
 """What a reader looks at: pages, links, pictures, colours."""
+import ast
 import doctest
 import pathlib
 import re
@@ -41,6 +42,18 @@ def test_links_lead_somewhere(page):
 def test_worked_numbers_of_the_page_are_right():
   result = doctest.testfile(str(FOLDER / 'E-PROP_IN_THIS_CODE.md'), module_relative=False)
   assert result.attempted > 20 and result.failed == 0
+
+
+def test_functions_the_page_names_are_there():
+  text = (FOLDER / 'E-PROP_IN_THIS_CODE.md').read_text(encoding='utf-8')
+  named = re.findall(r'\[(\w+\.py): `([\w.]+)`\]\((\w+\.py)\)', text)
+  assert len(named) >= 8
+  for file, name, target in named:
+    scope = ast.parse((FOLDER / target).read_text(encoding='utf-8')).body
+    for part in name.split('.'):
+      found = [node for node in scope if getattr(node, 'name', None) == part]
+      assert file == target and found, f'{target}: {name}'
+      scope = found[0].body
 
 
 def test_idea_figure(tmp_path):
