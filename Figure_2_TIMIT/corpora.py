@@ -1,4 +1,5 @@
 """Finds the utterances of TIMIT as the LDC ships it, and of the sample that NLTK distributes, and their standard splits."""
+import collections
 import os
 import re
 from typing import NamedTuple
@@ -50,21 +51,52 @@ def _speakers(table):
   return {f'{region}/{speaker}' for region, names in table.items() for speaker in names.split()}
 
 
-def _walk(folder, pattern):
-  """Yields (match, folder, {lower-case name: name}) of the folders whose lower-case path matches."""
+def _walk(folder, levels):
+  """Finds the folders <level 1>/<level 2>/... anywhere below `folder`; each real folder once, and loops of links end.
+
+  What cannot be listed is passed by: what a corpus lacks is counted later.
+
+  Args:
+    folder: where to begin.
+    levels: a regular expression of the lower-case name for each level.
+
+  Yields:
+    lower-case names of the levels, path, {lower-case name: name} of the regular files there.
+  """
   if not os.path.isdir(folder):
     raise UserError(f'no folder {folder}')
-  for path, folders, names in os.walk(folder, followlinks=True):
-    folders.sort()
-    match = re.search(pattern, '/' + os.path.relpath(path, folder).replace(os.sep, '/').lower())
-    if match:
-      yield match, path, {name.lower(): name for name in sorted(names)}
+  fits = lambda level, name: re.fullmatch(levels[level], name, re.ASCII)
+  waiting, visited, found = collections.deque([(folder, ())]), set(), set()
+  while waiting:
+    path, names = waiting.popleft()  # names: of the levels above and of this folder
+    real = os.path.realpath(path)
+    if (real, names) in visited:
+      continue
+    visited.add((real, names))
+    try:
+      with os.scandir(path) as listed:
+        entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError:
+      continue
+    if len(names) == len(levels):
+      if real not in found:
+        found.add(real)
+        yield names, path, {entry.name.lower(): entry.name for entry in entries if os.path.isfile(entry.path)}
+      names = ()
+    below, links = [], []
+    for entry in entries:
+      if os.path.isdir(entry.path):
+        name = entry.name.lower()
+        inside = (*names, name) if fits(len(names), name) else (name,) if fits(0, name) else ()
+        (links if entry.is_symlink() else below).append((entry.path, inside))
+    waiting.extendleft(reversed(below))
+    waiting.extend(links)  # last, so that a folder is found by its own path rather than by a link
 
 
 def _utterances(split, speaker, path, names):
   """Utterances in a speaker's folder, SA sentences left out."""
   for lower, name in names.items():
-    if lower.endswith('.wav') and lower.count('.') == 1 and not lower.startswith('sa'):
+    if re.fullmatch(r'(?!sa)\w[\w-]*\.wav', lower, re.ASCII):
       stem = name[:-4]
       beside = lambda ending: names.get(lower[:-4] + ending, stem + (ending if name.islower() else ending.upper()))
       yield Utterance(split, f'{speaker}/{lower[:-4]}',
@@ -105,8 +137,7 @@ def timit(folder):
   """
   chosen = dict.fromkeys(_speakers(DEV_SPEAKERS), 'dev') | dict.fromkeys(_speakers(TEST_SPEAKERS), 'test')
   found = []
-  for match, path, names in _walk(folder, r'/(train|test)/(dr[1-8])/(\w+)$'):
-    part, region, speaker = match.groups()
+  for (part, region, speaker), path, names in _walk(folder, ('train|test', 'dr[1-8]', r'\w+')):
     speaker = f'{region}/{speaker}'
     split = 'train' if part == 'train' else chosen.get(speaker)
     if split:
@@ -137,9 +168,9 @@ def nltk_sample(folder):
   Returns, raises: as `timit`.
   """
   found = []
-  for match, path, names in _walk(folder, r'/(dr([1-8]))-(\w+)$'):
-    region, number, speaker = match.groups()
-    split = 'train' if int(number) <= 6 else 'dev' if int(number) == 7 else 'test'
+  for (name,), path, names in _walk(folder, (r'dr[1-8]-\w+',)):
+    region, speaker = name.split('-')
+    split = {'dr7': 'dev', 'dr8': 'test'}.get(region, 'train')
     found += _utterances(split, f'{region}/{speaker}', path, names)
   if not found:
     raise UserError(f'no sample of TIMIT in {folder}: no audio like dr1-fvmh0/si836.wav (for the LDC\'s layout: '

@@ -11,9 +11,12 @@ A folder holds train.npz, dev.npz, test.npz (no pickle) and metadata.json. The u
   run_starts61, ..39       int32 [R], its first frame, counted within its utterance
   run_counts61, ..39       int32 [U], runs of each utterance
 """
+import ctypes
 import hashlib
 import json
 import os
+import shutil
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -101,9 +104,49 @@ def pack(ids, features, labels):
 
 
 def sha256(path):
-  """SHA-256 of a file, hexadecimal."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+  """SHA-256 of a file, hexadecimal.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read ({error.strerror})') from None
+
+
+def put_in_place(new, folder):
+  """Gives the folder `new` the name `folder`; a good folder of that name stays under it until the moment it is replaced.
+
+  Linux exchanges two folders at once. Elsewhere the old one is called <folder>.old between two renames, and is put back if the
+  second fails.
+
+  Raises:
+    UserError: it cannot be renamed; `folder` is as it was.
+  """
+  try:
+    if not os.path.isdir(folder):
+      os.rename(new, folder)
+    elif not _exchange(new, folder):
+      old = f'{folder}.old'
+      shutil.rmtree(old, ignore_errors=True)
+      os.rename(folder, old)
+      try:
+        os.rename(new, folder)
+      except BaseException:
+        os.rename(old, folder)
+        raise
+      shutil.rmtree(old, ignore_errors=True)
+  except OSError as error:
+    raise UserError(f'{new} is complete but cannot be given the name {folder} ({error.strerror})') from None
+
+
+def _exchange(one, other):
+  """Exchanges two names at once where the system can. Returns: whether it could."""
+  rename = getattr(ctypes.CDLL(None), 'renameat2', None) if sys.platform == 'linux' else None
+  current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+  return bool(rename) and rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0
 
 
 def _read_split(path, digest):

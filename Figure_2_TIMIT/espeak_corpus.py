@@ -18,6 +18,7 @@ import concurrent.futures
 import ctypes
 import functools
 import importlib.metadata
+import io
 import json
 import os
 import zlib
@@ -259,9 +260,12 @@ def _write(base, phn, wrd, text, audio):
   """The four files of an utterance, the audio last: where it is, the utterance is complete."""
 
   def wav(path):
-    with soundfile.SoundFile(path, 'w', RATE, 1, 'PCM_16', format='WAV') as file:
+    content = io.BytesIO()  # soundfile cannot open paths that are not UTF-8
+    with soundfile.SoundFile(content, 'w', RATE, 1, 'PCM_16', format='WAV') as file:
       file.comment, file.title = LABEL, os.path.basename(base)
       file.write(audio)
+    with open(path, 'wb') as file:
+      file.write(content.getvalue())
 
   os.makedirs(os.path.dirname(base), exist_ok=True)
   for ending, content in (('phn', phn), ('wrd', wrd), ('txt', [f'0 {len(audio)} {text}'])):

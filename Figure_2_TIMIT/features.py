@@ -4,7 +4,10 @@ T: frames. Frame t is computed from the 25 ms of audio [160 t, 160 t + 400) and 
 sample 160 t + 200: the phone that holds most of the window. Labels advance by the hop of the features, 160 samples (the
 published program cut them every 161 samples, so that they drifted by a frame every 1.6 s).
 """
+import io
 import os
+import re
+import stat
 import struct
 
 import numpy as np
@@ -17,38 +20,74 @@ from phones import INDEX61
 RATE = 16000   # [Hz]
 HOP = 160      # [samples], 10 ms
 WINDOW = 400   # [samples], 25 ms
+FULL_SCALE = 32768  # audio is counted in steps of 16 bits
+LEAST_SWING = 16    # [steps] between the lowest and the highest sample; less is silence
+MOST_CLIPPED = 0.01  # share of samples at full scale
+SLACK = 80          # [samples] that may be missing between two segments, before the first and after the last one: half a frame
+SILENT_TAIL = 3200  # [samples] that may follow a last segment of silence; at most 2,802 do in NLTK's sample
 N_FILTERS = 40
+MOST_LOG_ENERGY = 1e4
 N_FEATURES = {'mfccs': 39, 'fbank': 123, 'htk': 123}  # with both deltas
 SETTINGS = dict(rate_hz=RATE, hop_samples=HOP, window_samples=WINDOW, label_of_frame='phone at the centre of its window',
                 deltas='f[t+1] - f[t-1], zero at both ends, applied twice',
                 normalisation='mean 0, standard deviation 1 over the training set')
 
 
-def read_audio(path):
-  """Reads an audio file, SPHERE or RIFF, whatever its name ends in.
-
-  Returns:
-    int16 [samples].
+def read_bytes(path):
+  """The content of a file.
 
   Raises:
-    UserError: no such file; damaged, empty or silent audio; not 16 kHz, not one channel.
+    UserError: no such file; a pipe, device or folder, which are not waited for; not readable.
   """
   try:
-    with soundfile.SoundFile(path) as file:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+      raise UserError(f'{path} is no regular file')
+    with open(path, 'rb') as file:
+      return file.read()
+  except FileNotFoundError:
+    raise UserError(f'no file {path}') from None
+  except OSError as error:
+    raise UserError(f'{path} cannot be read ({error.strerror})') from None
+
+
+def read_audio(path):
+  """Reads an audio file, SPHERE or RIFF, whatever its name ends in, of any sample format.
+
+  Returns:
+    int16 [samples], or float64 [samples] where these are no whole numbers of 16 bits; full scale is 32,768.
+
+  Raises:
+    UserError: no such file; damaged, empty, silent or clipped audio; NaN; not 16 kHz, not one channel.
+  """
+  content = read_bytes(path)
+  try:
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
       rate, channels = file.samplerate, file.channels
-      audio = file.read(dtype='int16')
-  except (OSError, RuntimeError, TypeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
-    reason = 'no such file' if not os.path.exists(path) else 'empty file' if not os.path.getsize(path) else error
-    raise UserError(f'{path} cannot be read as audio ({reason})') from None
+      if file.frames > 100 * len(content):
+        raise ValueError(f'{file.frames} samples in {len(content)} bytes')
+      audio = file.read(dtype='float64') * FULL_SCALE
+  except (OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:  # soundfile's own errors are RuntimeErrors
+    raise UserError(f'{path} cannot be read as audio ({error if content else "empty file"})') from None
   if rate != RATE:
     raise UserError(f'{path} is sampled at {rate} Hz; {RATE} Hz are needed')
   if channels != 1:
     raise UserError(f'{path} has {channels} channels; one is needed')
   if len(audio) < WINDOW:
     raise UserError(f'{path} holds {len(audio)} samples, less than one frame of {WINDOW}')
-  if (audio == audio[0]).all():
-    raise UserError(f'{path} is silent: all its samples are {audio[0]}')
-  return audio
+  if not np.isfinite(audio).all():
+    raise UserError(f'{path} holds NaN or infinity')
+  if np.ptp(audio) < LEAST_SWING:
+    raise UserError(f'{path} is silent: all its samples lie between {audio.min():g} and {audio.max():g}, full scale is '
+                    f'{FULL_SCALE}')
+  loudest = np.abs(audio).max() / FULL_SCALE
+  if loudest > 1:
+    raise UserError(f'{path} reaches {loudest:.4g} times full scale; floating-point samples must lie between -1 and 1')
+  clipped = np.mean(np.abs(audio) >= FULL_SCALE - 256)  # the largest value of 8 bits, too
+  if clipped > MOST_CLIPPED:
+    raise UserError(f'{path} is clipped: {100 * clipped:.1f} % of its samples stand at full scale')
+  with np.errstate(invalid='ignore'):
+    whole = audio.astype(np.int16)
+  return whole if np.array_equal(whole, audio) else audio
 
 
 def read_phones(path, n_samples):
@@ -62,39 +101,41 @@ def read_phones(path, n_samples):
     int64 [segments], first samples; int32 [segments], indices into PHONES61.
 
   Raises:
-    UserError: no such file; empty; a line that is no segment; an unknown phone; segments that overlap, are unsorted or
-      reach beyond the audio.
+    UserError: no such file; empty; a line that is no segment; an unknown phone; segments that overlap, are unsorted, leave
+      a gap, begin late, end long before the audio does or reach beyond it.
   """
-  try:
-    with open(path, encoding='ascii', errors='replace') as file:
-      lines = [(number, line.split()) for number, line in enumerate(file, 1) if line.strip()]
-  except FileNotFoundError:
-    raise UserError(f'no file {path}') from None
+  text = io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding='ascii', errors='replace')
+  lines = [(f'{path}, line {number}', line.split()) for number, line in enumerate(text, 1) if line.strip()]
   if not lines:
     raise UserError(f'{path} is empty')
-  starts, phones, before = [], [], 0
-  for number, fields in lines:
-    where = f'{path}, line {number}'
-    if len(fields) != 3 or not fields[0].isdigit() or not fields[1].isdigit():
-      raise UserError(f'{where}: {" ".join(fields)!r} is not `start end phone`')
+  starts, phones, gaps, before = [], [], [], 0
+  for where, fields in lines:
+    if len(fields) != 3 or not all(re.fullmatch('[0-9]{1,15}', field) for field in fields[:2]):
+      raise UserError(f'{where}: {" ".join(fields)[:80]!r} is not `start end phone`')
     start, end, phone = int(fields[0]), int(fields[1]), fields[2].lower()
     if phone not in INDEX61:
-      raise UserError(f'{where}: {phone!r} is none of the 61 phones')
+      raise UserError(f'{where}: {phone[:80]!r} is none of the 61 phones')
     if end < start:
       raise UserError(f'{where}: the segment ends at {end}, before it starts at {start}')
     if start < before:
       raise UserError(f'{where}: the segment starts at {start}, before the last one ends at {before} (overlapping or '
                       'unsorted)')
+    gaps.append(start - before)
     starts.append(start)
     phones.append(INDEX61[phone])
     before = end
+  for (where, _), start, gap in zip(lines, starts, gaps):
+    if gap > SLACK:
+      raise UserError(f'{where}: the segment starts at {start}, and no segment covers the {gap} samples before')
   if before > n_samples + WINDOW:
     raise UserError(f'{path} reaches to sample {before} of an audio file of {n_samples} samples (is the audio cut off?)')
+  if n_samples - before > (SILENT_TAIL if phone in ('h#', 'pau') else SLACK):
+    raise UserError(f'{path} ends at sample {before}, with {phone}, and the audio at {n_samples} (is the annotation cut off?)')
   return np.array(starts), np.array(phones, np.int32)
 
 
 def frame_labels(starts, phones, n_frames):
-  """The phone at the centre of each frame; in a gap between two segments, the phone before it.
+  """The phone at the centre of each frame; between two segments and after the last one, the phone before.
 
   Args:
     starts: int [segments], first samples, ascending.
@@ -116,12 +157,12 @@ def deltas(values):
 
 
 def mfccs(audio):
-  """13 cepstral coefficients, the first replaced by the log energy. Args: int16 [samples]. Returns: float [T, 13]."""
+  """13 cepstral coefficients, the first replaced by the log energy. Args: as `read_audio` returns. Returns: float [T, 13]."""
   return python_speech_features.mfcc(audio, RATE, WINDOW / RATE, HOP / RATE)
 
 
 def fbank(audio):
-  """Logarithms of 40 mel filters and of the energy. Args: int16 [samples]. Returns: float [T, 41]."""
+  """Logarithms of 40 mel filters and of the energy. Args: as `read_audio` returns. Returns: float [T, 41]."""
   filters, energy = python_speech_features.fbank(audio, RATE, WINDOW / RATE, HOP / RATE, nfilt=N_FILTERS)
   return np.log(np.column_stack([filters, energy]))
 
@@ -145,11 +186,9 @@ def read_htk(path, n_samples):
   Raises:
     UserError: no such file, a header that does not fit the file or the audio, compressed, NaN.
   """
-  try:
-    with open(path, 'rb') as file:
-      content = file.read()
-  except FileNotFoundError:
-    raise UserError(f'no file {path} (htk features lie beside the audio; --preproc=fbank needs none)') from None
+  if not os.path.exists(path):
+    raise UserError(f'no file {path} (htk features lie beside the audio; --preproc=fbank needs none)')
+  content = read_bytes(path)
   width = 4 * N_FEATURES['htk']
   if len(content) < 12:
     raise UserError(f'{path} is cut off or no HTK file: it has {len(content)} bytes')
@@ -170,6 +209,8 @@ def read_htk(path, n_samples):
   values = np.frombuffer(content, f'{order}f4', n_frames * width // 4, 12).reshape(n_frames, width // 4)
   if not np.isfinite(values).all():
     raise UserError(f'{path} holds NaN or infinity')
+  if np.abs(values).max() > MOST_LOG_ENERGY:
+    raise UserError(f'{path} holds {np.abs(values).max():g}, which is no logarithm of an energy (is it damaged?)')
   return values.astype(np.float32)
 
 

@@ -35,7 +35,7 @@ def utterance(path, audio, filters, centres, runs, starts, classes, title, show=
 
   Args:
     path: of the PNG.
-    audio: int16 [samples], 16 kHz.
+    audio: [samples], 16 kHz; full scale is 32,768.
     filters: float [T, 40], log energy per filter.
     centres: float [40], centre frequencies in Hz.
     runs, starts: int [R], class and first frame of each run of equal labels.

@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 
 from absl import flags
 import numpy as np
@@ -46,7 +47,7 @@ LICENCES = {
     'nltk_sample': 'copyright 1993 Linguistic Data Consortium; Creative Commons Attribution-NonCommercial-ShareAlike',
     **dict.fromkeys(espeak_corpus.SIZES, 'made by espeak-ng (GPL-3.0-or-later) from sentences of this project'),
 }
-CACHE_VERSION = 1
+CACHE_VERSION = 2  # of what `process` stores
 
 
 def find_utterances():
@@ -78,7 +79,7 @@ def process(utterance, preproc, cache, skip_bad):
   """
   try:
     names = [utterance.audio, utterance.phn] + ([utterance.htk] if preproc == 'htk' else [])
-    digest = ' '.join(data.sha256(name) if os.path.exists(name) else '-' for name in names)
+    digest = ' '.join(data.sha256(name) if os.path.isfile(name) else '-' for name in names)
     key = hashlib.sha256(f'{CACHE_VERSION} {features.SETTINGS} {preproc} {utterance.id} {digest}'.encode()).hexdigest()
     stored = os.path.join(cache, key + '.npz')
     if not os.path.exists(stored):
@@ -153,15 +154,39 @@ def describe(utterances, missing, results, numbers, mean, sd, outputs):
       versions=dict(python=platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries}))
 
 
+def result_folder():
+  """The folder to write, links in its path resolved.
+
+  Raises:
+    UserError: it is a file, holds something else, cannot be written or replaced; before any work is done.
+  """
+  folder = os.path.realpath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, FLAGS.corpus, FLAGS.preproc))
+  if os.path.isdir(f'{folder}.old') and not os.path.exists(folder):  # killed between two renames
+    os.rename(f'{folder}.old', folder)
+  if os.path.exists(folder) and not os.path.isdir(folder):
+    raise UserError(f'{folder} is a file; give another --dataset')
+  if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, 'metadata.json')):
+    raise UserError(f'{folder} holds something else; give another --dataset')
+  if os.path.ismount(folder):
+    raise UserError(f'{folder} is where a file system is mounted and cannot be replaced; give a folder in it as --dataset')
+  above = os.path.dirname(folder)
+  while not os.path.exists(above):
+    above = os.path.dirname(above)
+  try:
+    with tempfile.TemporaryDirectory(dir=above):
+      pass
+  except OSError as error:
+    raise UserError(f'nothing can be written to {above} ({error.strerror}); give another --dataset') from None
+  return folder
+
+
 def process_corpus():
   """From the corpus to the processed folder, which appears when it is complete."""
   apply_smoke(corpus='espeak', n_train=16, n_dev=8, n_test=8)
   FLAGS.corpus = FLAGS.corpus or ('timit' if FLAGS.data_path else 'espeak')
-  folder = os.path.normpath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, FLAGS.corpus, FLAGS.preproc))
-  work, old = f'{folder}.part', f'{folder}.old'
-  cache = os.path.join(work, 'utterances')
-  if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, 'metadata.json')):
-    raise UserError(f'{folder} holds something else; give another --dataset')
+  folder = result_folder()
+  work = f'{folder}.part'
+  cache, new = os.path.join(work, 'utterances'), os.path.join(work, 'corpus')
 
   utterances, missing = find_utterances()
   counts = ', '.join(f'{sum(u.split == split for u in utterances)} {split}' for split in data.SPLITS)
@@ -171,6 +196,7 @@ def process_corpus():
                     'without)')
 
   os.makedirs(cache, exist_ok=True)
+  os.makedirs(new, exist_ok=True)
   results = in_parallel(functools.partial(process, preproc=FLAGS.preproc, cache=cache, skip_bad=FLAGS.skip_bad), utterances,
                         'utterances')
   for text in missing:
@@ -178,15 +204,11 @@ def process_corpus():
   for u, result in zip(utterances, results):
     if 'reason' in result:
       print(f'skipped: {u.id}: {result["reason"]}', file=sys.stderr, flush=True)
-  numbers, mean, sd = write_splits(work, utterances, results)
-  outputs = {f'{split}.npz': data.sha256(os.path.join(work, f'{split}.npz')) for split in data.SPLITS}
-  write_json(os.path.join(work, 'metadata.json'), describe(utterances, missing, results, numbers, mean, sd, outputs))
-  shutil.rmtree(cache)
-  shutil.rmtree(old, ignore_errors=True)
-  if os.path.isdir(folder):
-    os.rename(folder, old)
-  os.rename(work, folder)
-  shutil.rmtree(old, ignore_errors=True)
+  numbers, mean, sd = write_splits(new, utterances, results)
+  outputs = {f'{split}.npz': data.sha256(os.path.join(new, f'{split}.npz')) for split in data.SPLITS}
+  write_json(os.path.join(new, 'metadata.json'), describe(utterances, missing, results, numbers, mean, sd, outputs))
+  data.put_in_place(new, folder)
+  shutil.rmtree(work, ignore_errors=True)
 
   for split, of_split in numbers.items():
     print(f'{split + ":":12}{of_split["utterances"]} utterances of {of_split["speakers"]} speaker(s), '
