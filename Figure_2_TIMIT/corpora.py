@@ -4,7 +4,7 @@ import os
 import re
 from typing import NamedTuple
 
-from experiment import UserError
+from files import UserError
 
 # Standard split of the test part (Halberstadt's development set, TIMIT's core test set); the rest of it is not used.
 DEV_SPEAKERS = {

@@ -19,11 +19,13 @@ import shutil
 import sys
 from typing import NamedTuple
 
+from absl import flags
 import numpy as np
 
-from experiment import load_npz, UserError
+from files import load_npz, UserError
 from phones import fold
 
+FLAGS = flags.FLAGS
 SPLITS = ('train', 'dev', 'test')
 NUMBERS = ('lengths', 'features', 'labels61', 'runs61', 'run_starts61', 'run_counts61', 'labels39', 'runs39', 'run_starts39',
            'run_counts39')
@@ -69,6 +71,11 @@ class Corpus(NamedTuple):
   dev: Split
   test: Split
   metadata: dict
+
+  @property
+  def identity(self):
+    """What a run that learns from this corpus remembers of it: dict of its name and the digests of its files."""
+    return dict(corpus=self.metadata['label'], outputs=self.metadata['outputs'])
 
 
 def folder_of(result_dir, corpus, preproc):
@@ -154,7 +161,7 @@ def _read_split(path, digest):
     raise UserError(f'no file {path}; process the corpus once more')
   if sha256(path) != digest:
     raise UserError(f'{path} is damaged or of another corpus than its metadata.json; process the corpus once more')
-  arrays = load_npz(path, NUMBERS)
+  arrays = load_npz(path, NUMBERS, dtype=FLAGS.dtype)
   with np.load(path, allow_pickle=False) as file:
     ids = file['ids'].tolist()
   parts = lambda name, counts: np.split(arrays[name], np.cumsum(arrays[counts])[:-1])

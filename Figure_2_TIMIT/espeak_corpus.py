@@ -29,8 +29,9 @@ import scipy.signal
 import soundfile
 
 from corpora import Utterance
-from experiment import UserError, write_json, write_whole
-from parallel import FORK, in_parallel, start_worker
+from files import UserError, write_json, write_whole
+import machine
+from parallel import in_parallel
 from sentences import sentence
 
 LABEL = 'synthetic speech by espeak-ng, not TIMIT'
@@ -278,7 +279,7 @@ def _speak(speaker, folder, corpus, seed):
   paths = [os.path.join(folder, name, f'sx{k + 1}.wav') for k in range(n_utterances)]
   if not all(os.path.exists(path) for path in paths):
     try:
-      with concurrent.futures.ProcessPoolExecutor(1, mp_context=FORK, initializer=start_worker) as fresh:
+      with concurrent.futures.ProcessPoolExecutor(1, mp_context=machine.WORKERS, initializer=machine.follow_parent) as fresh:
         fresh.submit(_say_all, folder, corpus, split, number, name, n_utterances, seed).result()
     except concurrent.futures.process.BrokenProcessPool:
       raise UserError(f'espeak-ng crashed while it spoke for {name}') from None

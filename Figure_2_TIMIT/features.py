@@ -14,7 +14,7 @@ import numpy as np
 import python_speech_features
 import soundfile
 
-from experiment import UserError
+from files import UserError
 from phones import INDEX61
 
 RATE = 16000   # [Hz]

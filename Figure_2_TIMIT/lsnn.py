@@ -1,4 +1,4 @@
-"""Recurrent networks of spiking neurons: spike function, LIF and ALIF cells, leaky filters, simulation.
+"""Neurons: the spike function, one class for each kind of neuron, leaky filters.
 
 Notation, the same in code, docstrings and figures (paper: Bellec, Scherr et al., Nature Communications 11:3625, 2020):
 
@@ -12,7 +12,7 @@ Notation, the same in code, docstrings and figures (paper: Bellec, Scherr et al.
 
 All arrays are time-major. Times are in ms, rates in spikes per ms unless said otherwise.
 """
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def spike(h, dampening_factor=0.3):
 def exp_decay(tau, dt=1.0):
   """Decay factor exp(-dt / tau) of an exponential filter; tau (scalar or array) and dt in ms."""
   tau = np.asarray(tau, np.float64)
-  if np.any(tau <= 0):
+  if not np.all(tau > 0):
     raise ValueError(f'time constants must be positive, got {tau.min()} ms')
   return np.exp(-dt / tau)
 
@@ -76,16 +76,156 @@ def without_autapses(w_rec):
   return tf.linalg.set_diag(w_rec, tf.zeros(w_rec.shape[0], w_rec.dtype))
 
 
-class State(NamedTuple):
-  """State of B networks after a step, each [B, N]."""
-  v: tf.Tensor
-  a: tf.Tensor
-  z: tf.Tensor
-  r: tf.Tensor  # steps of the refractory period still to come
+def cut(state, reset):
+  """The state (any structure of [B, ...]) with the trials where reset [B] is 1 set to zero."""
+  keep = 1 - tf.cast(reset, tf.nest.flatten(state)[0].dtype)
+  return tf.nest.map_structure(lambda s: s * tf.reshape(keep, [-1] + [1] * (s.shape.rank - 1)), state)
 
 
-class ALIF(keras.layers.Layer):
-  """Adaptive leaky integrate-and-fire neurons as a Keras RNN cell.
+class Neuron(keras.layers.Layer):
+  """Base class: a kind of neuron is its state and its `step`; all that learning needs follows from these two.
+
+  A subclass has
+
+    State      NamedTuple of arrays [B, N], all 0 at rest; one of them is z, the spikes
+    step       State at t from the State at t-1, neuron by neuron: what a neuron knows of the others is in `current`
+
+  The functions `remember`, `spikes`, `initial_adjoint`, `adjoint_step`, `initial_eps` and `trace_step` differentiate `step`
+  automatically. A subclass may replace them by formulas of its own, which are faster (ALIF does).
+
+  It is a Keras RNN cell: keras.layers.RNN(ALIF(100), return_sequences=True).
+
+  Args:
+    units: number of neurons N.
+    stop_z_gradients: in `call`, let no gradient pass from a spike to other neurons and the reset: autodiff gives e-prop.
+
+  Raises:
+    ValueError: no neurons.
+  """
+  State = None
+
+  def __init__(self, units, stop_z_gradients=False, **kwargs):
+    super().__init__(**kwargs)
+    if units < 1:
+      raise ValueError(f'need units >= 1, got {units}')
+    self.units, self.stop_z_gradients = units, stop_z_gradients
+    self.state_size = [units] * len(self.State._fields)
+    self.output_size = units
+
+  def constant(self, value):
+    """A number or array in the neuron's precision."""
+    return np.dtype(self.compute_dtype).type(value)
+
+  def build(self, input_shape):
+    n_in = (input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape)[-1]
+    initializer = lambda fan_in: keras.initializers.RandomNormal(stddev=fan_in ** -0.5)
+    self.w_in = self.add_weight(shape=(n_in, self.units), initializer=initializer(n_in), name='w_in')
+    self.w_rec = self.add_weight(shape=(self.units, self.units), initializer=initializer(self.units), name='w_rec')
+
+  def get_initial_state(self, batch_size=None):
+    """The resting state, a list of zeros [batch_size, N] in the order of State."""
+    return [tf.zeros([batch_size, self.units], self.compute_dtype)] * len(self.State._fields)
+
+  def step(self, current, z_network, state):
+    """One time step.
+
+    Args:
+      current: input current x[t] @ w_in + z[t-1] @ w_rec, [B, N].
+      z_network: z[t-1] as the reset sees it, [B, N]; apart from state.z, through which a neuron knows its own past spike,
+        because e-prop lets gradients pass through the second and not through the first.
+      state: State at t-1.
+
+    Returns:
+      State at t.
+    """
+    raise NotImplementedError
+
+  def call(self, inputs, states):
+    """One step in the Keras protocol.
+
+    Args:
+      inputs: x[t] [B, I], or a pair (x[t], reset[t] [B]): where reset is 1 the state is zeroed before the step.
+      states: list as get_initial_state returns it.
+
+    Returns:
+      z[t] [B, N] and the new states.
+    """
+    state = self.State(*states)
+    if isinstance(inputs, (tuple, list)):
+      inputs, reset = inputs
+      state = cut(state, reset)
+    z_network = tf.stop_gradient(state.z) if self.stop_z_gradients else state.z
+    current = tf.matmul(inputs, self.w_in) + tf.matmul(z_network, without_autapses(tf.convert_to_tensor(self.w_rec)))
+    state = self.step(current, z_network, state)
+    return state.z, list(state)
+
+  def remember(self, current, before, after):
+    """What `spikes`, `adjoint_step` and `trace_step` need to know of a step: arrays [B, N].
+
+    Args:
+      current: as for `step`.
+      before, after: State before and after it.
+    """
+    return current, before, after.z
+
+  def spikes(self, memory):
+    """z of the remembered steps, [..., B, N]."""
+    return memory[2]
+
+  def initial_adjoint(self, n_batch):
+    """The adjoint after the last step: zeros."""
+    return self.State(*self.get_initial_state(n_batch))
+
+  def adjoint_step(self, memory, dz, adjoint):
+    """The transpose of `step`, one step backwards in time: here its vector-Jacobian product by automatic differentiation.
+
+    Args:
+      memory: what `remember` kept of step t.
+      dz: dE/dz[t] on all paths but the neuron's own later states, [B, N].
+      adjoint: from step t+1, or `initial_adjoint`.
+
+    Returns:
+      dE/d current[t] [B, N]; dE/dz[t-1] through the reset [B, N], which e-prop leaves out; the adjoint for step t-1.
+    """
+    current, before, _ = memory
+    z_network = tf.identity(before.z)
+    with tf.GradientTape() as tape:
+      tape.watch((current, z_network, before))
+      after = self.step(current, z_network, before)
+    adjoint = adjoint._replace(z=adjoint.z + dz)
+    return tape.gradient(after, (current, z_network, before), adjoint, tf.UnconnectedGradients.ZERO)
+
+  def initial_eps(self, n_batch, n_pre):
+    """Eligibility vectors before the first step: zeros."""
+    return self.State(*[tf.zeros([n_batch, n_pre, self.units], self.compute_dtype)] * len(self.State._fields))
+
+  def trace_step(self, memory, pre, eps):
+    """One step of the eligibility traces of all synapses i -> j; here from the derivatives of `step`.
+
+    Args:
+      memory: what `remember` kept of step t.
+      pre: what arrives at the synapses at t: x[t], or z[t-1] for recurrent synapses, [B, I].
+      eps: eligibility vectors from step t-1, or `initial_eps`.
+
+    Returns:
+      Eligibility traces e[t] [B, I, N]; eligibility vectors for step t+1.
+    """
+    current, before, _ = memory
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch((current, before))
+      after = self.step(current, tf.stop_gradient(before.z), before)
+
+    def eligibility_vector(component):
+      # Each neuron's state depends on its own alone, so that the Jacobian is diagonal and these gradients are all of it.
+      by_current, by_state = tape.gradient(component, (current, before), unconnected_gradients=tf.UnconnectedGradients.ZERO)
+      return by_current[:, None] * pre[..., None] + tf.add_n([d[:, None] * e for d, e in zip(by_state, eps)])
+
+    eps = self.State(*map(eligibility_vector, after))
+    return eps.z, eps
+
+
+class ALIF(Neuron):
+  """Adaptive leaky integrate-and-fire neurons.
 
     v[t] = alpha v[t-1] + x[t] @ w_in + z[t-1] @ w_rec - z[t-1] thr
     a[t] = rho a[t-1] + z[t-1]
@@ -101,88 +241,99 @@ class ALIF(keras.layers.Layer):
     dampening_factor: height gamma of the pseudo-derivative.
     dt: length of a step in ms.
     scale_input: multiply input and recurrent currents by (1 - alpha), as figure S7 does.
-    stop_z_gradients: in `call`, let no gradient pass from a spike to other neurons and the reset: autodiff gives e-prop.
+    stop_z_gradients: as for Neuron.
 
   Raises:
     ValueError: a time constant, the threshold, dt or the number of neurons is not positive.
   """
 
+  class State(NamedTuple):
+    """State of B networks after a step, each [B, N]."""
+    v: tf.Tensor
+    a: tf.Tensor
+    z: tf.Tensor
+    r: tf.Tensor  # steps of the refractory period still to come
+
+  class Adjoint(NamedTuple):
+    """What a step hands to the one before it, each [B, N]."""
+    lam: tf.Tensor  # dE/da
+    cb: tf.Tensor   # dE/dv
+
+  class Eps(NamedTuple):
+    """Eligibility vector of the synapses i -> j, as one step hands it to the next."""
+    v: tf.Tensor  # eps_v[t], [B, I, 1] (or N, where neurons differ in tau): the filtered presynaptic spikes
+    a: tf.Tensor  # eps_a[t+1], [B, I, N]: the factor of the threshold adaptation
+
   def __init__(self, units, thr=0.6, tau=20.0, tau_adaptation=2000.0, beta=0.16, n_refractory=0,
                dampening_factor=0.3, dt=1.0, scale_input=False, stop_z_gradients=False, **kwargs):
-    super().__init__(**kwargs)
-    if units < 1 or thr <= 0 or dt <= 0 or n_refractory < 0:
-      raise ValueError(f'need units >= 1, thr > 0, dt > 0, n_refractory >= 0; got {units}, {thr}, {dt}, {n_refractory}')
-    dtype = np.dtype(self.compute_dtype).type
+    super().__init__(units, stop_z_gradients, **kwargs)
+    if not (thr > 0 and dt > 0 and n_refractory >= 0):
+      raise ValueError(f'need thr > 0, dt > 0, n_refractory >= 0; got {thr}, {dt}, {n_refractory}')
     alpha = exp_decay(tau, dt)
-    self.units = units
-    self.alpha = dtype(alpha)                            # membrane decay, () or [N]
-    self.rho = dtype(exp_decay(tau_adaptation, dt))      # adaptation decay, () or [N]
-    self.beta = dtype(beta)                              # () or [N]
-    self.adapts = bool(np.any(self.beta))                # where no neuron does, a stays 0
-    self.current_gain = dtype(1 - alpha if scale_input else 1)
-    self.thr = dtype(thr)
-    self.n_refractory = dtype(n_refractory)
-    self.dampening_factor = dtype(dampening_factor)
-    self.stop_z_gradients = stop_z_gradients
-    self.state_size = [units] * len(State._fields)
-    self.output_size = units
+    self.alpha = self.constant(alpha)                            # membrane decay, () or [N]
+    self.rho = self.constant(exp_decay(tau_adaptation, dt))      # adaptation decay, () or [N]
+    self.beta = self.constant(beta)                              # () or [N]
+    self.adapts = bool(np.any(self.beta))                        # where no neuron does, a stays 0
+    self.current_gain = self.constant(1 - alpha if scale_input else 1)
+    self.thr = self.constant(thr)
+    self.n_refractory = self.constant(n_refractory)
+    self.dampening_factor = self.constant(dampening_factor)
 
-  def build(self, input_shape):
-    n_in = (input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape)[-1]
-    initializer = lambda fan_in: keras.initializers.RandomNormal(stddev=fan_in ** -0.5)
-    self.w_in = self.add_weight(shape=(n_in, self.units), initializer=initializer(n_in), name='w_in')
-    self.w_rec = self.add_weight(shape=(self.units, self.units), initializer=initializer(self.units), name='w_rec')
-
-  def get_initial_state(self, batch_size=None):
-    """The resting state, a list of zeros [batch_size, N] in the order of State."""
-    return [tf.zeros([batch_size, self.units], self.compute_dtype)] * len(State._fields)
+  def distance(self, v, a, r):
+    """h, the normalised distance to threshold, where r steps of the refractory period are to come."""
+    h = (v - self.thr - self.beta * a) / self.thr
+    return tf.where(r > 0, tf.cast(-1, h.dtype), h) if self.n_refractory else h
 
   def psi(self, h):
     """Pseudo-derivative dz/dv of every neuron, shape of h [..., N]."""
     return self.dampening_factor / self.thr * tf.maximum(1 - tf.abs(h), 0)
 
   def step(self, current, z_network, state):
-    """One time step.
-
-    Args:
-      current: input current x[t] @ w_in + z[t-1] @ w_rec, [B, N].
-      z_network: z[t-1] as the reset sees it, [B, N]; apart from state.z, which drives the neuron's own adaptation,
-        because e-prop lets gradients pass through the second and not through the first.
-      state: State at t-1.
-
-    Returns:
-      h[t] [B, N] and the State at t.
-    """
-    _, a, z, r = state
+    """As Neuron.step."""
     v = self.alpha * state.v + self.current_gain * current - self.thr * z_network
-    if self.adapts:
-      a = self.rho * a + z
-    h = (v - self.thr - self.beta * a) / self.thr
-    if self.n_refractory:
-      h = tf.where(r > 0, tf.cast(-1, h.dtype), h)
-    z = spike(h, self.dampening_factor)
+    a = self.rho * state.a + state.z if self.adapts else state.a
+    z = spike(self.distance(v, a, state.r), self.dampening_factor)
+    r = state.r
     if self.n_refractory:
       r = tf.clip_by_value(r + self.n_refractory * tf.stop_gradient(z) - 1, 0, self.n_refractory)
-    return h, State(v, a, z, r)
+    return self.State(v, a, z, r)
 
-  def call(self, inputs, states):
-    """One step in the Keras protocol.
+  def remember(self, current, before, after):
+    """h [B, N], from which spikes and pseudo-derivative follow."""
+    return self.distance(after.v, after.a, before.r)
 
-    Args:
-      inputs: x[t] [B, I], or a pair (x[t], reset[t] [B]): where reset is 1 the state is zeroed before the step.
-      states: list as get_initial_state returns it.
+  def spikes(self, h):
+    """As Neuron.spikes."""
+    return spike(h, self.dampening_factor)
 
-    Returns:
-      z[t] [B, N] and the new states.
-    """
-    state = State(*states)
-    if isinstance(inputs, (tuple, list)):
-      inputs, reset = inputs
-      state = cut(state, reset)
-    z_network = tf.stop_gradient(state.z) if self.stop_z_gradients else state.z
-    current = tf.matmul(inputs, self.w_in) + tf.matmul(z_network, without_autapses(tf.convert_to_tensor(self.w_rec)))
-    _, state = self.step(current, z_network, state)
-    return state.z, list(state)
+  def initial_adjoint(self, n_batch):
+    """As Neuron.initial_adjoint."""
+    return self.Adjoint(*[tf.zeros([n_batch, self.units], self.compute_dtype)] * 2)
+
+  def adjoint_step(self, h, dz, adjoint, dv=None, da=None):
+    """As Neuron.adjoint_step; dv, da [B, N]: derivatives of costs on v[t] and a[t] themselves, if there are any."""
+    lam, cb = adjoint
+    psi_s = self.psi(h) * (dz + lam if self.adapts else dz)
+    cb = self.alpha * cb + psi_s                                             # (22) transposed
+    cb = cb if dv is None else cb + dv
+    if self.adapts:
+      lam = self.rho * lam - self.beta * psi_s                               # (24), (25) transposed
+      lam = lam if da is None else lam + da
+    return self.current_gain * cb, -self.thr * cb, self.Adjoint(lam, cb)
+
+  def initial_eps(self, n_batch, n_pre):
+    """As Neuron.initial_eps."""
+    n_tau = self.units if self.alpha.ndim else 1
+    return self.Eps(*(tf.zeros([n_batch, n_pre, n], self.compute_dtype) for n in (n_tau, self.units)))
+
+  def trace_step(self, h, pre, eps):
+    """As Neuron.trace_step."""
+    psi = self.psi(h)[:, None]                                               # [B, 1, N]
+    eps_v = self.alpha * eps.v + self.current_gain * pre[..., None]          # (22)
+    if not self.adapts:
+      return psi * eps_v, self.Eps(eps_v, eps.a)
+    e = psi * (eps_v - self.beta * eps.a)                                    # (25)
+    return e, self.Eps(eps_v, self.rho * eps.a + e)                          # (24): psi eps_v + (rho - psi beta) eps_a
 
 
 class LIF(ALIF):
@@ -190,66 +341,3 @@ class LIF(ALIF):
 
   def __init__(self, units, thr=0.03, tau=20.0, **kwargs):
     super().__init__(units, thr=thr, tau=tau, beta=0.0, **kwargs)
-
-
-def cut(state, reset):
-  """The state (any structure of [B, ...]) with the trials where reset [B] is 1 set to zero."""
-  keep = 1 - tf.cast(reset, tf.nest.flatten(state)[0].dtype)
-  return tf.nest.map_structure(lambda s: s * tf.reshape(keep, [-1] + [1] * (s.shape.rank - 1)), state)
-
-
-class Simulation(NamedTuple):
-  """What `unroll` returns."""
-  z: tf.Tensor            # spikes [T, B, N]
-  psi: tf.Tensor          # pseudo-derivative [T, B, N]
-  h: tf.Tensor            # normalised distance to threshold [T, B, N]
-  v: Optional[tf.Tensor]  # membrane potential [T, B, N], if asked for
-  a: Optional[tf.Tensor]  # adaptation [T, B, N], if asked for; 0 where no neuron of the cell adapts
-  state: State            # after the last step
-
-
-def unroll(cell, x, w_in, w_rec, reset=None, state=None, stop_z_gradients=False, dz=None, record_va=False, n_repeat=1):
-  """Simulates a batch of networks over time. Differentiable; meant to be called inside a tf.function.
-
-  Args:
-    cell: the neurons, ALIF or LIF.
-    x: inputs [T, B, I], any numeric dtype.
-    w_in: [I, N], dtype of the cell.
-    w_rec: [N, N]; its diagonal is ignored.
-    reset: optional [T, B]; where 1, the state is zeroed before the step.
-    state: optional State to start from, default rest.
-    stop_z_gradients: let no gradient pass from spikes to other neurons and the reset, so that autodiff gives e-prop.
-    dz: optional zeros [T, B, N], added to the spikes where these act on the network (recurrence, reset, readout) but
-      not where they act on their own neuron's adaptation: d loss / d dz is the dE/dz of eq. (1).
-    record_va: return v and a as well.
-    n_repeat: number of steps for which each input is held: x is [T / n_repeat, B, I], everything else has T steps.
-
-  Returns:
-    Simulation.
-  """
-  n_frames, n_batch, n_in = x.shape
-  n_steps = n_repeat * n_frames
-  n = cell.units
-  dtype = w_in.dtype
-  w_rec = without_autapses(w_rec)
-  reset, dz = (None if array is None else tf.convert_to_tensor(array) for array in (reset, dz))
-  # One product for all inputs: x @ w_in does not depend on the state.
-  current = tf.reshape(tf.reshape(tf.cast(x, dtype), [-1, n_in]) @ w_in, [n_frames, n_batch, n])
-  current = tf.TensorArray(dtype, n_frames, element_shape=[n_batch, n]).unstack(current)
-  state = State(*cell.get_initial_state(n_batch)) if state is None else state
-  extra = tf.zeros_like(state.z)
-
-  def body(t, state, extra, records):
-    if reset is not None:
-      state, extra = cut((state, extra), reset[t])
-    z_network = (tf.stop_gradient(state.z) if stop_z_gradients else state.z) + extra
-    h, state = cell.step(current.read(t // n_repeat) + z_network @ w_rec, z_network, state)
-    values = (h, state.v, state.a)[:len(records)]
-    records = tuple(record.write(t, value) for record, value in zip(records, values))
-    return t + 1, state, extra if dz is None else dz[t], records
-
-  records = tuple(tf.TensorArray(dtype, n_steps, element_shape=[n_batch, n]) for _ in range(3 if record_va else 1))
-  _, state, _, records = tf.while_loop(lambda t, *_: t < n_steps, body, (0, state, extra, records))
-  h, v, a = tuple(record.stack() for record in records) + (None, None) * (not record_va)
-  z = spike(h, cell.dampening_factor)
-  return Simulation(z if dz is None else z + dz, cell.psi(h), h, v, a, state)

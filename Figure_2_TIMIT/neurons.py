@@ -2,7 +2,8 @@
 from absl import flags
 import numpy as np
 
-from experiment import rng, UserError
+from experiment import rng
+from files import UserError
 from lsnn import ALIF, exp_decay
 
 FLAGS = flags.FLAGS

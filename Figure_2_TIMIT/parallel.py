@@ -1,26 +1,12 @@
 """The same function over many items, on all cores, with progress."""
 import concurrent.futures
-import ctypes
-import multiprocessing
-import os
-import signal
 import sys
 import time
 
 import tqdm
 
-from experiment import UserError
-
-# Forked: the workers use NumPy, soundfile and espeak-ng, never TensorFlow, and need not import it again.
-FORK = multiprocessing.get_context('fork')
-
-
-def start_worker():
-  """Leaves Ctrl-C to the parent process, and ends when the parent is killed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  libc = ctypes.CDLL(None)
-  if hasattr(libc, 'prctl'):  # Linux
-    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+from files import UserError
+import machine
 
 
 def in_parallel(function, items, what):
@@ -37,16 +23,16 @@ def in_parallel(function, items, what):
   Raises:
     UserError: a process was killed.
   """
-  start, results = time.time(), []
+  start, results = time.monotonic(), []
   bar = tqdm.tqdm(total=len(items), desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-  pool = concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=FORK, initializer=start_worker)
+  pool = concurrent.futures.ProcessPoolExecutor(len(machine.cores()), mp_context=machine.WORKERS, initializer=machine.follow_parent)
   try:
     for result in pool.map(function, items, chunksize=4 if len(items) > 100 else 1):
       results.append(result)
       bar.update()
       done = len(results)
       if bar.disable and (done == len(items) or done * 10 // len(items) > (done - 1) * 10 // len(items)):
-        rate = done / max(time.time() - start, 1e-9)
+        rate = done / max(time.monotonic() - start, 1e-9)
         eta = tqdm.tqdm.format_interval((len(items) - done) / rate)
         print(f'{what} {done}/{len(items)}  {rate:.3g}/s  ETA {eta}', flush=True)
   except concurrent.futures.process.BrokenProcessPool:

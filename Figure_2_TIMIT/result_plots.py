@@ -2,15 +2,18 @@
 
   python result_plots.py results/<script>/<run>/figure.npz     draws utterance.png beside it once more
 """
-import csv
 import os
-import sys
 
 import numpy as np
 
-from timit_plots import COLOURS, kind_of, matplotlib, plt, save
+import drawing
+from drawing import matplotlib, plt
+import files
+from files import UserError
+from timit_plots import COLOURS, kind_of, save
 
 FRAME_MS = 10
+MEASURES = ('test_frame_error', 'test_frame_error_39_phones', 'test_per', 'test_per_mean_over_utterances')
 RULES = {  # label and colour of each learning rule
     'bptt': ('BPTT', 'black'),
     'symmetric': ('e-prop, symmetric', 'tab:blue'),
@@ -30,8 +33,7 @@ def learning_curve(metrics, path, label, note):
     label: of the validation error.
     note: title, which corpus.
   """
-  with open(metrics, newline='') as file:
-    rows = list(csv.DictReader(file))
+  rows = files.read_csv(metrics, numbers=('iteration', 'epoch', 'train_loss', 'validation_loss', 'validation_error'))
   iteration = np.array([int(row['iteration']) for row in rows])
   validated = [k for k, row in enumerate(rows) if row['validation_error']]
   figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
@@ -141,11 +143,16 @@ def rates(hz, path, title):
 
 
 def read_comparison(path):
-  """The CSV of compare_learning_rules.py: {(network, rule): list of rows (dicts of texts)}."""
+  """The CSV of compare_learning_rules.py: {(network, rule): list of rows (dicts of texts)}.
+
+  Raises:
+    UserError: the file is missing, cut or another table.
+  """
   runs = {}
-  with open(path, newline='') as file:
-    for row in csv.DictReader(file):
-      runs.setdefault((row['network'], row['rule']), []).append(row)
+  for row in files.read_csv(path, ('network', 'rule', 'corpus'), ('seed', *MEASURES)):
+    if row['rule'] not in RULES:
+      raise UserError(f'{path} is damaged: there is no rule {row["rule"]}')
+    runs.setdefault((row['network'], row['rule']), []).append(row)
   networks = list(dict.fromkeys(network for network, _ in runs))
   return {(network, rule): runs[network, rule] for network in networks for rule in RULES if (network, rule) in runs}
 
@@ -191,5 +198,4 @@ def comparison(path, show=False):
 
 
 if __name__ == '__main__':
-  with np.load(sys.argv[1], allow_pickle=False) as arrays:
-    utterance(dict(arrays), os.path.join(os.path.dirname(sys.argv[1]), 'utterance.png'), '--show' in sys.argv)
+  drawing.run_on_file(lambda record, path, show: utterance(record, os.path.join(os.path.dirname(path), 'utterance.png'), show))

@@ -5,12 +5,12 @@ all edits over the sum of all lengths. Both are given. TensorFlow 1's decoder, w
 equal neighbours in what it decoded before the 61 phones were folded to 39; the unmerged error is given too.
 """
 import concurrent.futures
-import os
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 import tensorflow as tf
 
+import machine
 from phones import fold
 
 BEAM_WIDTH = 100
@@ -43,7 +43,7 @@ def decode_all(logits, beam_width=BEAM_WIDTH):
       padded[:len(y), b] = y
     return decode(padded, lengths, beam_width)
 
-  n_parts = min(len(os.sched_getaffinity(0)), len(logits))
+  n_parts = min(len(machine.cores()), len(logits))
   with concurrent.futures.ThreadPoolExecutor(n_parts) as pool:
     parts = list(pool.map(part, [logits[k::n_parts] for k in range(n_parts)]))
   decoded = [None] * len(logits)

@@ -7,10 +7,11 @@ Nobody tells the network when which phone is spoken: CTC sums over all alignment
 in 39 classes. E-prop reads out from all layers, and its LSTM has no peepholes.
 """
 import experiment
+import program
 from absl import flags
 
 from classifier import Settings
-from experiment import UserError
+from files import UserError
 from lsnn import exp_decay
 from networks import LSNNLayer, LSTMLayer, Network
 import neurons
@@ -38,7 +39,7 @@ for _name, _value in dict(n_epochs=60, batch=8, test_batch=64, lr_init=1e-3, lr_
 
 
 def main():
-  experiment.apply_smoke(n_epochs=1, n_layer=1, n_neuron=20, batch=8, test_batch=8, n_repeat=2)
+  program.apply_smoke(n_epochs=1, n_layer=1, n_neuron=20, batch=8, test_batch=8, n_repeat=2)
   FLAGS.adam = FLAGS.adam and FLAGS.optimizer == 'adam'
   bptt = FLAGS.eprop is None
   if bptt and FLAGS.eprop_impl == 'hardcoded':

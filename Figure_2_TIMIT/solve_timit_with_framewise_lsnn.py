@@ -7,10 +7,11 @@ The features drive LIF and ALIF neurons for 5 steps per frame, one network forwa
 averaged over the frame, filtered and read out.
 """
 import experiment
+import program
 from absl import flags
 
 from classifier import Settings
-from experiment import UserError
+from files import UserError
 from lsnn import exp_decay
 from networks import LSNNLayer, Network
 import neurons
@@ -41,7 +42,7 @@ flags.DEFINE_integer('truncT', -1, 'steps after which no gradient goes further b
 
 
 def main():
-  experiment.apply_smoke(n_epochs=2, n_regular=20, n_adaptive=10, n_repeat=2, batch=8, test_batch=8)
+  program.apply_smoke(n_epochs=2, n_regular=20, n_adaptive=10, n_repeat=2, batch=8, test_batch=8)
   bptt = FLAGS.eprop is None and not FLAGS.BAglobal
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')

@@ -6,10 +6,11 @@
 E-prop for an LSTM keeps the gradient inside each cell and drops what would pass through h[t-1] to other cells; see lstm.py.
 """
 import experiment
+import program
 from absl import flags
 
 from classifier import Settings
-from experiment import UserError
+from files import UserError
 from networks import LSTMLayer, Network
 import training
 
@@ -27,7 +28,7 @@ FLAGS.set_default('readout_decay', 1e-3)
 
 
 def main():
-  experiment.apply_smoke(n_epochs=2, n_lstm=20, batch=8, test_batch=8)
+  program.apply_smoke(n_epochs=2, n_lstm=20, batch=8, test_batch=8)
   bptt = FLAGS.eprop is None
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')

@@ -1,12 +1,8 @@
 """Pictures of the speech data. No TensorFlow."""
-import os
-import sys
-
-import matplotlib
-if not any(argument.lstrip('-') in ('show', 'show=true', 'show=True') for argument in sys.argv):
-  matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+
+import drawing
+from drawing import matplotlib, plt
 
 RATE, HOP = 16000, 160
 VOWELS = 'iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h'.split()
@@ -20,14 +16,9 @@ def kind_of(phone):
 
 
 def save(figure, path, show=False):
-  """Writes a figure as PNG, whole or not at all, and opens its window if `show`."""
-  root, ending = os.path.splitext(path)
-  figure.savefig(f'{root}.part{ending}', dpi=130)
-  os.replace(f'{root}.part{ending}', path)
-  if show:
-    plt.show()
-  else:
-    plt.close(figure)
+  """Writes a figure as PNG, and opens its window if `show`."""
+  drawing.save(figure, path, show, dpi=130)
+  drawing.wait(show)
 
 
 def utterance(path, audio, filters, centres, runs, starts, classes, title, show=False):

@@ -23,18 +23,19 @@ import numpy as np
 import corpora
 import data
 import espeak_corpus
-from experiment import apply_smoke, run_app, UserError, write_json, write_whole
+from files import UserError, write_json, write_whole
 import features
 from parallel import in_parallel
 from phones import FOLDING, PHONES39, PHONES61
+from program import DEFINE_path, apply_smoke, run_app
 import timit_plots
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak', 'espeak_full'], 'default: timit with --data_path, else espeak')
-flags.DEFINE_string('data_path', None, 'folder of the corpus; of a synthetic one: where it is made')
+DEFINE_path('data_path', None, 'folder of the corpus; of a synthetic one: where it is made')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features: 40 mel filters and energy; 13 cepstral '
                   'coefficients; 123 features from .htk files beside the audio')
-flags.DEFINE_string('dataset', None, 'folder to write; default: <result_dir>/timit_processed/<corpus>_<preproc>')
+DEFINE_path('dataset', None, 'folder to write; default: <result_dir>/timit_processed/<corpus>_<preproc>')
 flags.DEFINE_bool('skip_bad', False, 'go on without utterances that are damaged or missing, and list them')
 flags.DEFINE_integer('n_train', None, 'synthetic: utterances for training; default: 1920 (espeak_full: 3696)', lower_bound=1)
 flags.DEFINE_integer('n_dev', None, 'synthetic: utterances for validation; default: 192 (espeak_full: 400)', lower_bound=1)

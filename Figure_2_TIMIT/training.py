@@ -6,6 +6,7 @@ the ones that are tested at the end (the published LSNN took those of the best t
 import os
 
 import experiment
+import program
 from absl import flags
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 from classifier import Batch, Classifier
 import data
 from experiment import rng
+import files
 from phones import fold
 import result_plots
 import scores
@@ -22,7 +24,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
 
 # Data
-flags.DEFINE_string('dataset', None, 'folder that timit_processing.py wrote; default: TIMIT, NLTK\'s sample or the synthetic '
+program.DEFINE_path('dataset', None, 'folder that timit_processing.py wrote; default: TIMIT, NLTK\'s sample or the synthetic '
                     'corpus in <result_dir>/timit_processed, the first that is there')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features')
 flags.DEFINE_bool('reduced_phns', False, 'train on 39 phones instead of 61')
@@ -53,14 +55,15 @@ flags.DEFINE_float('grad_clip', 0.0, 'largest norm of the gradient; 0: no limit'
 # Output
 flags.DEFINE_integer('print_every', 100, 'updates between two printed lines')
 flags.DEFINE_bool('plot', True, 'draw the figures')
-flags.DEFINE_string('checkpoint', None, 'evaluate the weights in this .npz (best_weights.npz or final_weights.npz of a run with '
+program.DEFINE_path('checkpoint', None, 'evaluate the weights in this .npz (best_weights.npz or final_weights.npz of a run with '
                     'the same flags) instead of training')
-flags.DEFINE_string('load', None, 'weights to begin training with, an .npz as for --checkpoint')
+program.DEFINE_path('load', None, 'weights to begin training with, an .npz as for --checkpoint')
 
 for _name in ('cuda_device', 'clip', 'l1', 'n_delay', 'proportion_excitatory', 'rewiring_temperature', 'run_id', 'verbose'):
   flags.DEFINE_string(_name, None, 'published flag without effect')
 
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'rate_hz', 'learning_rate', 'validation_loss', 'validation_error')
+FREE_FLAGS = ('n_epochs', 'print_every', 'plot', 'comment', 'dataset')  # a resumed run may have other values
 N_BUCKETS = 4
 
 
@@ -218,7 +221,7 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     folder = os.path.join(FLAGS.result_dir, script, 'evaluation_' + os.path.basename(FLAGS.checkpoint).removesuffix('.npz'))
     os.makedirs(folder, exist_ok=True)
     lines, summary = report(folder, classifier, evaluate, corpus, published)
-    experiment.write_json(os.path.join(folder, 'summary.json'), summary)
+    files.write_json(os.path.join(folder, 'summary.json'), summary)
     print('\n'.join([*lines, f'results:    {folder}']))
     return
 
@@ -237,7 +240,8 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
   best_error = tf.Variable(np.inf, dtype=tf.float64)
   best_epoch = tf.Variable(0)
   state = {f'optimizer_{k}': v.value for k, v in enumerate(optimizer.variables)}
-  run = experiment.Run(script, COLUMNS, dict(weights, **best, best_error=best_error, best_epoch=best_epoch, **state))
+  run = experiment.Run(script, COLUMNS, dict(weights, **best, best_error=best_error, best_epoch=best_epoch, **state), FREE_FLAGS,
+                       corpus.identity)
 
   train_split = corpus.train
   per_epoch = -(-len(train_split.ids) // FLAGS.batch)
@@ -282,7 +286,8 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
   for name, w in weights.items():
     w.assign(best[f'best_{name}'])
   arrays = {name: w.numpy() for name, w in weights.items()}
-  experiment.write_whole(run.path('best_weights.npz'), lambda path: np.savez(path, **arrays))
+  files.check_finite(arrays, f'at the end of the run; {run.path("best_weights.npz")} is not written')
+  files.write_npz(run.path('best_weights.npz'), arrays)
   lines, summary = report(run.folder, classifier, evaluate, corpus, published)
   if FLAGS.plot:
     result_plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'),
@@ -314,10 +319,9 @@ def report(folder, classifier, evaluate, corpus, published):
       lines[0] += f', {100 * summary["test_frame_error_39_phones"]:.1f} % in 39'
   lines += [f'corpus:     {corpus.metadata["label"]}', f'published:  {published}']
   if FLAGS.plot:
-    experiment.write_whole(os.path.join(folder, 'figure.npz'),
-                           lambda path: np.savez_compressed(path, **record(classifier, evaluate, corpus, shown)))
-    with np.load(os.path.join(folder, 'figure.npz'), allow_pickle=False) as arrays:
-      result_plots.utterance(dict(arrays), os.path.join(folder, 'utterance.png'), FLAGS.show)
+    arrays = record(classifier, evaluate, corpus, shown)
+    files.write_npz(os.path.join(folder, 'figure.npz'), arrays, compressed=True)
+    result_plots.utterance(arrays, os.path.join(folder, 'utterance.png'), FLAGS.show)
     if not ctc:
       to_39 = fold if n_phones == 61 else np.asarray
       table = scores.confusion([to_39(p) for p in shown['predicted']], corpus.test.phones[39].frames, 39)

@@ -7,20 +7,19 @@
 Every run is one call of the tutorial. Stopped at any moment, the same command goes on: finished runs are kept, an
 unfinished one resumes from its checkpoint. Seeds are the outer loop, so that every rule has one seed first.
 """
-import csv
-import json
 import os
 
-import experiment
+import comparison
 from absl import flags
 import numpy as np
 
+import files
 import plots
+import program
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(experiment)
+flags.adopt_module_key_flags(comparison)
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 EVIDENCE_ACCUMULATION = {
     'bptt': [],
     'eprop_symmetric': ['--eprop', '--feedback=symmetric'],
@@ -42,86 +41,66 @@ TASKS = {  # script, rules, iterations, columns of its metrics.csv, keys of its 
     'pattern_generation': ('tutorial_pattern_generation', PATTERN_GENERATION, 2000, ('train_loss', 'nmse', 'rate_hz'),
                            ('nmse',)),
 }
+COSTS = ('wall_time_s', 'peak_memory_mb')
 
 flags.DEFINE_enum('task', 'evidence_accumulation', list(TASKS), 'which tutorial')
-flags.DEFINE_list('rules', None, 'learning rules, default all of the task')
-flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each rule', lower_bound=1)
 flags.DEFINE_integer('n_iter', None, 'largest number of iterations; default 600 (evidence) or 2000 (pattern)', lower_bound=1)
 flags.DEFINE_integer('n_batch', None, 'trials per iteration; default: the tutorial\'s', lower_bound=1)
-flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
-flags.DEFINE_bool('replot', False, 'draw the figures from the CSV without training')
-flags.DEFINE_string('out', os.path.join(HERE, 'figures'), 'folder of the CSV and the figures')
 
 
-def collect(folder, rules, n_seeds, columns, results):
-  """Rows of the CSV from all finished runs, and the names of those that are missing."""
-  rows, missing = [], []
-  for rule in rules:
-    for seed in range(n_seeds):
-      run = os.path.join(folder, f'{rule}_seed{seed}')
-      if not os.path.exists(os.path.join(run, 'summary.json')):
-        missing.append(f'{rule} seed {seed}')
-        continue
-      with open(os.path.join(run, 'summary.json')) as file:
-        summary = json.load(file)
-      with open(os.path.join(run, 'metrics.csv'), newline='') as file:
-        metrics = list(csv.DictReader(file))
-      for metric in metrics:
-        row = dict(rule=rule, seed=seed, iteration=metric['iteration'],
-                   **{name: f'{float(metric[name]):.5g}' if metric[name] else '' for name in columns})
-        if metric is metrics[-1]:
-          row.update({name: summary[name] for name in (*results, 'wall_time_s', 'peak_memory_mb')})
-        rows.append(row)
-  return rows, missing
-
-
-def main():
-  script, all_rules, n_iter, columns, results = TASKS[FLAGS.task]
-  experiment.apply_smoke(n_seeds=1, n_iter=2, n_batch=None if FLAGS.task == 'pattern_generation' else 4,
-                         out=os.path.join(FLAGS.result_dir, script + '_comparison_smoke'))
-  rules = FLAGS.rules or list(all_rules)
-  unknown = [rule for rule in rules if rule not in all_rules]
-  if unknown:
-    raise experiment.UserError(f'unknown rule {", ".join(unknown)}; the rules of this task are {", ".join(all_rules)}')
-  path = os.path.join(FLAGS.out, f'comparison_{FLAGS.task}.csv')
-  os.makedirs(FLAGS.out, exist_ok=True)
-  if not FLAGS.replot:
-    train_all(script, {rule: all_rules[rule] for rule in rules}, FLAGS.n_iter or n_iter, columns, results, path)
-  elif not os.path.exists(path):
-    raise experiment.UserError(f'no file {path} to replot')
-  print_table(path, results[0])
-  figures = plots.comparison(path, FLAGS.task, FLAGS.show)
-  print('\n'.join(f'figure: {figure}' for figure in figures))
-  plots.wait(FLAGS.show)
+def rows_of(job, rule, seed, columns, results):
+  """Rows of the CSV from a finished run: its metrics, and in the last one its results."""
+  summary = files.read_json(job.path('summary.json'), results)
+  metrics = files.read_csv(job.path('metrics.csv'), numbers=('iteration', *columns))
+  rows = [dict(rule=rule, seed=seed, iteration=metric['iteration'],
+               **{name: f'{float(metric[name]):.5g}' if metric[name] else '' for name in columns}) for metric in metrics]
+  rows[-1].update({name: summary.get(name) for name in (*results, *COSTS)})
+  return rows
 
 
 def train_all(script, rules, n_iter, columns, results, path):
-  """Runs what is not finished yet, `n_parallel` at a time, and writes the CSV after each run."""
-  folder = os.path.join(os.path.abspath(FLAGS.result_dir), 'comparison' + ('_smoke' if FLAGS.smoke else ''), script)
-  common = [f'--n_iter={n_iter}', f'--dtype={FLAGS.dtype}', '--do_plot=False']
-  common += [f'--n_batch={FLAGS.n_batch}'] if FLAGS.n_batch else []
-  runs = {os.path.join(folder, f'{rule}_seed{seed}'): [*common, f'--seed={seed}', *arguments]
-          for seed in range(FLAGS.n_seeds) for rule, arguments in rules.items()}
-  for n_done in experiment.train_side_by_side(os.path.join(HERE, script + '.py'), runs, FLAGS.n_parallel):
-    rows, missing = collect(folder, rules, FLAGS.n_seeds, columns, results)
-    experiment.write_csv(path, rows, ('rule', 'seed', 'iteration', *columns, *results, 'wall_time_s', 'peak_memory_mb'))
-    print(f'{n_done}/{len(runs)} runs ended, {len(missing)} missing', flush=True)
-  if missing:
-    print('missing: ' + ', '.join(missing) + '; the same command goes on with them')
+  """Trains, and writes the CSV after each run; returns whether all runs have finished."""
+  folder = comparison.folder_of(script)
+  arguments = [f'--n_iter={n_iter}', '--do_plot=False', *comparison.common_arguments()]
+  arguments += [f'--n_batch={FLAGS.n_batch}'] if FLAGS.n_batch else []
+  jobs = {(rule, seed): comparison.Job(f'{rule} seed {seed}', script, os.path.join(folder, f'{rule}_seed{seed}'),
+                                       [*arguments, f'--seed={seed}', *rules[rule]])
+          for seed in range(FLAGS.n_seeds) for rule in rules}
+
+  def collect(finished):
+    rows = [row for (rule, seed), job in sorted(jobs.items(), key=lambda item: list(rules).index(item[0][0]))
+            if job in finished for row in rows_of(job, rule, seed, columns, results)]
+    files.write_csv(path, rows, dict.fromkeys(('rule', 'seed', 'iteration', *columns, *results, *COSTS)))
+
+  return comparison.train(list(jobs.values()), collect)
 
 
-def print_table(path, result):
+def print_table(path, columns, results):
   """Prints mean and standard deviation over the seeds of each rule."""
-  for rule, runs in plots.read_comparison(path).items():
-    values = np.array([float(run[result][-1]) for run in runs])
-    spread = f'{values.std(ddof=1):.3f}' if len(values) > 1 else 'one seed only'
+  for rule, runs in plots.read_comparison(path, (results[0], 'wall_time_s'), results).items():
+    values = [float(run[results[0]][-1]) for run in runs]
     wall = np.mean([float(run['wall_time_s'][-1]) for run in runs])
-    text = f'{plots.RULES[rule][0]:28s} seeds {len(runs)}  {result} {values.mean():.3f} (sd {spread})  mean wall time {wall:.0f} s'
-    if 'criterion_reached' in runs[0]:
+    text = f'{plots.RULES[rule][0]:28s} {results[0]} {comparison.spread(values)}  mean wall time {wall:.0f} s'
+    if 'criterion_reached' in results:
       reached = [int(run['iteration'][-1]) for run in runs if run['criterion_reached'][-1] == 'True']
       text += f'  criterion reached by {len(reached)}/{len(runs)}, after iterations {sorted(reached)}'
     print(text)
 
 
+def main():
+  script, all_rules, n_iter, columns, results = TASKS[FLAGS.task]
+  program.apply_smoke(n_seeds=1, n_iter=2, n_batch=None if FLAGS.task == 'pattern_generation' else 4,
+                      out=os.path.join(FLAGS.result_dir, script + '_comparison_smoke'))
+  comparison.prepare(list(all_rules))
+  path = os.path.join(FLAGS.out, f'comparison_{FLAGS.task}.csv')
+  rules = {rule: all_rules[rule] for rule in FLAGS.rules or all_rules}
+  complete = FLAGS.replot or train_all(script, rules, FLAGS.n_iter or n_iter, columns, results, path)
+  print_table(path, columns, results)
+  figures = plots.comparison(path, FLAGS.task, FLAGS.show)
+  print('\n'.join(f'figure: {figure}' for figure in figures), flush=True)
+  plots.wait(FLAGS.show)
+  comparison.end(complete)
+
+
 if __name__ == '__main__':
-  experiment.run_app(main)
+  program.run_app(main)

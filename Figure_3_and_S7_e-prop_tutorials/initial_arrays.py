@@ -1,7 +1,8 @@
 """Where a run starts from: arrays of --init_from, so that another simulator's run can be repeated number by number."""
 import numpy as np
 
-from experiment import UserError, load_npz
+from experiment import load_npz
+from files import UserError
 
 
 def check_shape(path, name, array, *shapes):

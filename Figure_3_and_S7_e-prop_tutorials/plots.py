@@ -2,15 +2,14 @@
 
   python plots.py results/<script>/<run>/figure.npz     draws figure.png beside it once more
 """
-import csv
 import os
-import sys
 
-import matplotlib
-if not any(argument.lstrip('-') in ('show', 'show=true', 'show=True') for argument in sys.argv):
-  matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+
+import drawing
+import files
+from drawing import matplotlib, plt, wait  # noqa: F401
+from files import UserError
 
 LEFT, RIGHT, RECALL, NOISE = 'tab:red', 'tab:blue', 'tab:green', '0.45'
 LIF_COLOUR, ALIF_COLOUR = 'black', 'tab:purple'
@@ -26,21 +25,8 @@ RULES = {  # label and colour of each learning rule
 
 
 def save(figure, path, show=False):
-  """Writes a figure as PNG, whole or not at all, and brings its window up to date if `show`."""
-  root, ending = os.path.splitext(path)
-  figure.savefig(f'{root}.part{ending}', dpi=130)
-  os.replace(f'{root}.part{ending}', path)
-  if show:
-    figure.show()
-    figure.canvas.flush_events()
-  else:
-    plt.close(figure)
-
-
-def wait(show):
-  """With `show`, leaves the windows open until they are closed."""
-  if show:
-    plt.show()
+  """Writes a figure as PNG."""
+  drawing.save(figure, path, show, dpi=130)
 
 
 def _panels(n, heights, size, name):
@@ -178,8 +164,7 @@ def pattern_generation(record, metrics, path, show=False):
 
 def read_column(path, column):
   """A column of metrics.csv: iterations and values where there is one, two float arrays."""
-  with open(path, newline='') as file:
-    rows = [(float(row['iteration']), float(row[column])) for row in csv.DictReader(file) if row[column]]
+  rows = [(float(row['iteration']), float(row[column])) for row in files.read_csv(path, numbers=('iteration', column)) if row[column]]
   return np.array(rows).reshape(-1, 2).T
 
 
@@ -213,14 +198,28 @@ def learning_curve(metrics, path, column, label, criterion=None, show=False):
   save(figure, path, show)
 
 
-def read_comparison(path):
-  """The CSV of compare_learning_rules.py: {rule: list of runs}, a run being {column: list of texts, one a row}."""
+def read_comparison(path, columns=(), results=()):
+  """The CSV of compare_learning_rules.py.
+
+  Args:
+    path: of the file.
+    columns: whose cells must be numbers or empty.
+    results: columns that the last row of each run must have.
+
+  Returns:
+    {rule: list of runs}, a run being {column: list of texts, one a row}.
+
+  Raises:
+    UserError: the file is missing, cut or another table.
+  """
   runs = {}
-  with open(path, newline='') as file:
-    for row in csv.DictReader(file):
-      run = runs.setdefault((row['rule'], int(row['seed'])), {name: [] for name in row})
-      for name, value in row.items():
-        run[name].append(value)
+  for row in files.read_csv(path, ('rule', *results), ('seed', 'iteration', *columns)):
+    run = runs.setdefault((row['rule'], row['seed']), {name: [] for name in row})
+    for name, value in row.items():
+      run[name].append(value)
+  for (rule, seed), run in runs.items():
+    if rule not in RULES or not all(run[name][-1] for name in results):
+      raise UserError(f'{path} is damaged: the run {rule}, seed {seed}, has no result')
   return {rule: [run for (name, _), run in sorted(runs.items()) if name == rule]
           for rule in RULES if any(name == rule for name, _ in runs)}
 
@@ -246,7 +245,7 @@ def comparison(path, task, show=False):
   """
   evidence = task == 'evidence_accumulation'
   column, label = ('train_error', 'wrong decisions') if evidence else ('nmse', 'normalised mean squared error')
-  rules = read_comparison(path)
+  rules = read_comparison(path, [column])
   longest = max(len(run['iteration']) for runs in rules.values() for run in runs)
 
   figure, axis = plt.subplots(num='learning curves', clear=True, figsize=(7.5, 4.5), layout='constrained')
@@ -298,11 +297,13 @@ def comparison(path, task, show=False):
   return curves_path, criterion_path
 
 
+def _draw(record, path, show):
+  png = os.path.splitext(path)[0] + '.png'
+  if 'n_regular' in record:
+    evidence_accumulation(record, png, show)
+  else:
+    pattern_generation(record, os.path.join(os.path.dirname(path), 'metrics.csv'), png, show)
+
+
 if __name__ == '__main__':
-  with np.load(sys.argv[1], allow_pickle=False) as record:
-    png = os.path.splitext(sys.argv[1])[0] + '.png'
-    if 'n_regular' in record:
-      evidence_accumulation(dict(record), png, '--show' in sys.argv)
-    else:
-      pattern_generation(dict(record), os.path.join(os.path.dirname(png), 'metrics.csv'), png, '--show' in sys.argv)
-  wait('--show' in sys.argv)
+  drawing.run_on_file(_draw)

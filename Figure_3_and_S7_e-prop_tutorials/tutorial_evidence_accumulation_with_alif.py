@@ -6,6 +6,7 @@ Seven cues come from the left or the right. After a delay of a second a recall s
 more. The published program reaches its criterion (7 % wrong decisions) after 200 to 500 iterations.
 """
 import experiment
+import program
 from absl import flags
 import keras
 import numpy as np
@@ -13,7 +14,9 @@ import tensorflow as tf
 
 import eprop
 from eprop import FEEDBACK, IMPLEMENTATIONS, cosine, eligibility_traces, feedback_matrix
-from experiment import UserError, rng
+from experiment import rng
+import files
+from files import UserError
 from initial_arrays import batch_of_iteration, load_initial_arrays
 from learner import Learner, apply_gradients
 from lsnn import ALIF, exp_decay, exp_filter
@@ -47,7 +50,7 @@ flags.DEFINE_float('beta', None, 'strength of the adaptation; default 1.7 (1 - r
 flags.DEFINE_integer('n_ref', 5, 'refractory period [steps]', lower_bound=0)
 flags.DEFINE_float('dt', 1.0, 'length of a step [ms]')
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
-flags.DEFINE_string('init_from', None, '.npz file with weights, and if you like inputs and labels, to start from')
+program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and labels, to start from')
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines', lower_bound=1)
 flags.DEFINE_integer('validate_every', 10, 'iterations between two validations', lower_bound=1)
@@ -61,6 +64,7 @@ N_OUT = 2  # left, right
 N_CONFIRMATION_BATCHES, N_TEST_BATCHES = 8, 4
 COLUMNS = ('train_loss', 'rate_loss', 'train_error', 'rate_hz', 'validation_error', 'confirmation_error',
            'cos_bptt_w_in', 'cos_bptt_w_rec', 'cos_bptt_w_out')
+FREE_FLAGS = ('n_iter', 'print_every', 'do_plot', 'plot_every', 'device_placement')  # a resumed run may have other values
 PUBLISHED = 'criterion reached after 200 to 500 iterations (random feedback, batch 32)'
 
 
@@ -133,7 +137,7 @@ def record_trial(cell, readout, weights, feedback, x, label, task):
 
 
 def main():
-  experiment.apply_smoke(n_iter=3, n_batch=4, validate_every=2)
+  program.apply_smoke(n_iter=3, n_batch=4, validate_every=2)
   check_flags()
   with experiment.device():
     train()
@@ -214,7 +218,7 @@ def train():
   validation_error = tf.Variable(1.0, dtype=tf.float64)
   variables = dict(weights._asdict(), b_out=feedback, validation_error=validation_error,
                    **{f'optimizer_{k}': variable.value for k, variable in enumerate(optimizer.variables)})
-  run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS, variables)
+  run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS, variables, FREE_FLAGS)
   if given:
     x, labels = make_batch(1)
     shown = dict(x=np.ascontiguousarray(x[:, :1]), label=labels[0])
@@ -226,7 +230,7 @@ def train():
     record = record_trial(cell, readout, weights, feedback, task=task, **shown)
     if not given:
       record.update(cues=cues[0], cue_steps=[task.cue_steps(k) for k in range(task.n_cues)])
-    experiment.write_whole(run.path('figure.npz'), lambda path: np.savez_compressed(path, **record))
+    files.write_npz(run.path('figure.npz'), record, compressed=True)
     plots.evidence_accumulation(record, run.path('figure.png'), FLAGS.show)
 
   data = experiment.prefetched(make_batch, run.iteration + 1)

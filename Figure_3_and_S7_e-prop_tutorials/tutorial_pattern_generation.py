@@ -6,6 +6,7 @@
 The target of each output is a sum of four sines. The network gets the same Poisson input in every iteration.
 """
 import experiment
+import program
 from absl import flags
 import keras
 import numpy as np
@@ -13,7 +14,9 @@ import tensorflow as tf
 
 import eprop
 from eprop import FEEDBACK, IMPLEMENTATIONS, cosine, eligibility_traces, feedback_matrix
-from experiment import UserError, rng
+from experiment import rng
+import files
+from files import UserError
 from initial_arrays import batch_of_iteration, load_initial_arrays
 from learner import Learner, apply_gradients
 from lsnn import LIF, exp_decay
@@ -49,7 +52,7 @@ flags.DEFINE_float('tau_out', 30.0, 'time constant of the readout [ms]')
 flags.DEFINE_float('thr', 0.03, 'threshold')
 flags.DEFINE_float('dt', 1.0, 'length of a step [ms]')
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
-flags.DEFINE_string('init_from', None, '.npz file with weights, and if you like inputs and targets, to start from')
+program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and targets, to start from')
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines and gradient checks', lower_bound=1)
 flags.DEFINE_bool('do_plot', True, 'draw the figures')
@@ -58,6 +61,7 @@ flags.DEFINE_bool('log_gradient_angle', False, 'log the cosine between the e-pro
 flags.DEFINE_integer('gradient_angle_every', 10, 'iterations between two such cosines', lower_bound=1)
 
 COLUMNS = ('train_loss', 'rate_loss', 'nmse', 'rate_hz', 'cos_bptt_w_in', 'cos_bptt_w_rec', 'cos_bptt_w_out')
+FREE_FLAGS = ('n_iter', 'print_every', 'do_plot', 'plot_every')  # a resumed run may have other values
 
 
 def initial_weights(kind):
@@ -123,7 +127,7 @@ def record_trial(cell, readout, weights, feedback, x, y, target):
 
 
 def main():
-  experiment.apply_smoke(n_iter=20, seq_len=200)
+  program.apply_smoke(n_iter=20, seq_len=200)
   if min(FLAGS.tau_v, FLAGS.tau_out, FLAGS.thr, FLAGS.dt) <= 0 or FLAGS.seq_len < FLAGS.dt:
     raise UserError('--tau_v, --tau_out, --thr and --dt must be positive, --seq_len at least --dt')
   if FLAGS.eprop_or_bptt == 'bptt' and FLAGS.eprop_impl == 'hardcoded':
@@ -206,12 +210,12 @@ def train():
   # Loop
   variables = dict(weights._asdict(), b_out=feedback,
                    **{f'optimizer_{k}': variable.value for k, variable in enumerate(optimizer.variables)})
-  run = experiment.Run('tutorial_pattern_generation', COLUMNS, variables)
+  run = experiment.Run('tutorial_pattern_generation', COLUMNS, variables, FREE_FLAGS)
 
   def draw(y):
     x = np.ascontiguousarray(inputs(FLAGS.n_iter)[:, :1])
     record = record_trial(cell, readout, weights, feedback, x, y[:, 0], target[:, 0].numpy())
-    experiment.write_whole(run.path('figure.npz'), lambda path: np.savez_compressed(path, **record))
+    files.write_npz(run.path('figure.npz'), record, compressed=True)
     plots.pattern_generation(record, run.path('metrics.csv'), run.path('figure.png'), FLAGS.show)
 
   for iteration in run.iterations(FLAGS.n_iter, FLAGS.print_every):

@@ -3,18 +3,19 @@
 A case is one random network of LIF and ALIF neurons with random input. Its gradient is computed in several ways, all on
 the same device, and compared with a reference; then the results of the devices are compared with each other.
 """
-import csv
 import os
 import sys
 from typing import NamedTuple
 
-import experiment
+import program
 from absl import flags
 import numpy as np
 import plots
 import tensorflow as tf
 
 import eprop
+import files
+from files import UserError
 from lsnn import ALIF, exp_decay
 from readout import RateCost, Readout, Weights
 
@@ -135,10 +136,8 @@ def relative_error(a, b):
 
 def cases():
   """Yields (Network, dtype, device, seeds) for everything that is to be compared, inside the device's scope."""
-  for flag in FLAGS.get_flags_for_module(experiment):
-    if flag.present and flag.name not in SHARED_FLAGS:
-      raise experiment.UserError(f'--{flag.name} has no meaning in this script')
-  experiment.apply_smoke(n_seeds=1)
+  program.refuse(flag.name for flag in FLAGS.get_flags_for_module(program) if flag.name not in SHARED_FLAGS)
+  program.apply_smoke(n_seeds=1)
   tf.config.experimental.enable_tensor_float_32_execution(False)  # ten bits of mantissa would be no float32
   tf.get_logger().setLevel('ERROR')  # each network is traced anew on purpose, which TensorFlow warns of
   for network in NETWORKS[:1] if FLAGS.smoke else NETWORKS:
@@ -166,11 +165,9 @@ class Report:
   def __init__(self, script):
     self.folder = os.path.join(FLAGS.result_dir, script)
     self.rows, self.failures, self._first = [], [], {}
-    try:
-      os.makedirs(self.folder, exist_ok=True)
-      open(self.path('table.csv'), 'w').close()
-    except OSError as error:
-      raise experiment.UserError(f'cannot write to {self.folder}: {error.strerror}') from None
+    os.makedirs(self.folder, exist_ok=True)
+    if not os.access(self.folder, os.W_OK):
+      raise UserError(f'cannot write to {self.folder}')
 
   def path(self, name):
     """Path of a file of this verification."""
@@ -241,11 +238,8 @@ class Report:
     for failure in self.failures:
       print(f'FAILED: {failure}', file=sys.stderr)
 
-    with open(self.path('table.csv'), 'w', newline='') as file:
-      writer = csv.DictWriter(file, [*dict.fromkeys(name for row in self.rows for name in row)], lineterminator='\n')
-      writer.writeheader()
-      writer.writerows(self.rows)
-    experiment.write_json(self.path('summary.json'), dict(
+    files.write_csv(self.path('table.csv'), self.rows, dict.fromkeys(name for row in self.rows for name in row))
+    files.write_json(self.path('summary.json'), dict(
         passed=not self.failures, max_relative_error=worst, tolerance=TOLERANCE, wrong_on_purpose=wrong,
         devices=[device for (device,), _ in self._groups('device')], n_cases=len(self._first), seed=FLAGS.seed,
         n_seeds=FLAGS.n_seeds, failures=self.failures))

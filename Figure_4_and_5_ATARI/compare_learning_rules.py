@@ -8,22 +8,20 @@
 Every run is one call of main.py. Stopped at any moment, the same command goes on: finished runs are kept, an unfinished one
 resumes from its checkpoint. Seeds are the outer loop, so that every agent has one seed first.
 """
-import csv
-import json
 import os
 
-import experiment
+import comparison
 from absl import flags
 import numpy as np
 
 import catch
-import environments
+import files
 import plots
+import program
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(experiment)
+flags.adopt_module_key_flags(comparison)
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 RULES = {  # flags of main.py
     'eprop': [],
     'lif': ['--fraction_adaptive=0'],
@@ -46,15 +44,11 @@ LEARNED = 0.95  # of Catch's optimal return: `seconds_to_learn` is when the mean
 PONG = 'atari/pong'
 TITLES = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, paddle free after '
           f'{catch.N_LOCKED} of {catch.N_ROWS - 1} steps', PONG: 'Pong, the beginning of training'}
-FLAGS_OF = {level_name: ['--eval_episodes=1024'] for level_name in environments.CATCH}  # of all agents
+FLAGS_OF = {level_name: ['--eval_episodes=1024'] for level_name in ('catch', 'catch_cue_delay')}  # of all agents
 FLAGS_OF[PONG] = ['--n_processes=1', '--total_environment_frames=1.6e6', '--eval_episodes=32']
 
-flags.DEFINE_string('level_name', 'catch_cue_delay', ', '.join(TITLES))
-flags.DEFINE_list('rules', ['eprop', 'lif', 'readout'], 'some of ' + ', '.join(RULES))
-flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each', lower_bound=1)
-flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
-flags.DEFINE_bool('replot', False, 'draw the figure from the CSV without training')
-flags.DEFINE_string('out', os.path.join(HERE, 'figures'), 'folder of the CSV files and the figure')
+flags.DEFINE_enum('level_name', 'catch_cue_delay', list(TITLES), 'the game')
+FLAGS.set_default('rules', 'eprop,lif,readout')
 
 
 def short_name():
@@ -72,49 +66,45 @@ def read_curve(folder):
   return np.stack([blocks(frames)[:, -1], blocks(seconds)[:, -1], blocks(metrics['return_200']).mean(1)], 1)
 
 
-def collect(runs):
-  """Rows of both CSV files of finished runs, and the names of the others; runs: {folder: (rule, seed)}."""
-  rows, points, missing = [], [], []
-  for folder, (rule, seed) in runs.items():
-    path = os.path.join(folder, 'summary.json')
-    if not os.path.exists(path):
-      missing.append(f'{rule} seed {seed}')
-      continue
-    with open(path) as file:
-      summary = json.load(file)
-    curve = read_curve(folder)
-    reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
-    rows.append(dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
-                     seconds_to_learn=round(reached[0], 1) if len(reached) else ''))
-    points += [dict(rule=rule, seed=seed, frames=int(frames), seconds=round(seconds, 1), return_200=round(value, 4))
-               for frames, seconds, value in curve]
-  return rows, points, missing
+def rows_of(job, rule, seed):
+  """Rows of both CSV files from a finished run."""
+  summary = files.read_json(job.path('summary.json'), ('score', 'games', 'frames'))
+  curve = read_curve(job.folder)
+  reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
+  row = dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
+             seconds_to_learn=round(reached[0], 1) if len(reached) else '')
+  points = [dict(rule=rule, seed=seed, frames=int(frames), seconds=round(seconds, 1), return_200=round(value, 4))
+            for frames, seconds, value in curve]
+  return row, points
 
 
 def train_all(path, curve_path):
-  """Runs what is not finished yet and writes the CSV files after each run; rows of rules not asked for stay."""
-  folder = os.path.join(os.path.abspath(FLAGS.result_dir), 'comparison' + ('_smoke' if FLAGS.smoke else ''), short_name())
-  runs = {os.path.join(folder, 'main', f'{rule}_seed{seed}'): (rule, seed)
+  """Trains, and writes the CSV files after each run, where rows of rules not asked for stay; returns whether all have
+  finished."""
+  arguments = [f'--level_name={FLAGS.level_name}', '--preset=laptop', '--do_plot=False', *comparison.common_arguments()]
+  arguments += [] if FLAGS.smoke else FLAGS_OF[FLAGS.level_name]
+  folder = comparison.folder_of(short_name(), 'main')
+  jobs = {(rule, seed): comparison.Job(f'{rule} seed {seed}', 'main', os.path.join(folder, f'{rule}_seed{seed}'),
+                                       [*arguments, f'--seed={seed}', *RULES[rule]])
           for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
-  common = [f'--level_name={FLAGS.level_name}', '--preset=laptop', '--do_plot=False', f'--dtype={FLAGS.dtype}']
-  common += ['--smoke'] if FLAGS.smoke else FLAGS_OF[FLAGS.level_name]
-  flags_of = {run: [*common, f'--seed={seed}', *RULES[rule]] for run, (rule, seed) in runs.items()}
-  others = [[row for row in read(name) if row['rule'] not in FLAGS.rules] for name in (path, curve_path)]
-  for done in experiment.train_side_by_side(os.path.join(HERE, 'main.py'), flags_of, FLAGS.n_parallel):
-    rows, points, missing = collect(runs)
-    experiment.write_csv(path, [*others[0], *rows], COLUMNS)
-    experiment.write_csv(curve_path, [*others[1], *points], CURVE)
-    print(f'{done} runs ended, {len(missing)} missing', flush=True)
-  if missing:
-    print('missing: ' + ', '.join(missing) + '; the same command goes on with them')
+  others = [[row for row in read(name, columns) if row['rule'] not in FLAGS.rules] if os.path.exists(name) else []
+            for name, columns in ((path, COLUMNS), (curve_path, CURVE))]
+
+  def collect(finished):
+    both = [rows_of(job, *key) for key, job in jobs.items() if job in finished]
+    files.write_csv(path, [*others[0], *(row for row, _ in both)], COLUMNS)
+    files.write_csv(curve_path, [*others[1], *(point for _, points in both for point in points)], CURVE)
+
+  return comparison.train(list(jobs.values()), collect)
 
 
-def read(path):
-  """Rows of a CSV file, none if there is no such file."""
-  if not os.path.exists(path):
-    return []
-  with open(path, newline='') as file:
-    return list(csv.DictReader(file))
+def read(path, columns):
+  """Rows of a CSV file of these columns, the first of which is the rule."""
+  rows = files.read_csv(path, columns[:1], columns[1:])
+  for row in rows:
+    if row['rule'] not in RULES:
+      raise files.UserError(f'{path} is damaged: there is no rule {row["rule"]}')
+  return [{name: row[name] for name in columns} for row in rows]
 
 
 def print_table(rows, curves):
@@ -124,14 +114,14 @@ def print_table(rows, curves):
     rows: of the table.
     curves: dict, rule: {seed: (frames, returns)}.
   """
-  spread = lambda x: f'{x.mean():.3f} (' + (
-      f'sd {x.std(ddof=1):.3f}, least {x.min():.3f}, {len(x)} seeds)' if len(x) > 1 else 'one seed only)')
+  def spread(values):
+    return comparison.spread(values) + (f', least {min(values):.3f}' if len(values) > 1 else '')
+
   for rule in (rule for rule in RULES if any(row['rule'] == rule for row in rows)):
     runs = [row for row in rows if row['rule'] == rule]
-    score = np.array([float(row['score']) for row in runs])
-    line = f'{rule:21s} score {spread(score)}'
+    line = f'{rule:21s} score {spread([float(row["score"]) for row in runs])}'
     if FLAGS.level_name == PONG:
-      line += f'; last 3 iterations\' return_200 {spread(np.array([np.mean(r[-3:]) for _, r in curves[rule].values()]))}'
+      line += f'; last 3 iterations\' return_200 {spread([np.mean(r[-3:]) for _, r in curves[rule].values()])}'
     seconds = [float(row['seconds_to_learn']) for row in runs if row['seconds_to_learn']]
     if seconds:
       line += f'; {len(seconds)} reached {LEARNED} in training, after {min(seconds):.0f} to {max(seconds):.0f} s'
@@ -139,20 +129,13 @@ def print_table(rows, curves):
 
 
 def main():
-  experiment.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
-  unknown = set(FLAGS.rules) - set(RULES)
-  if unknown or FLAGS.level_name not in TITLES:
-    raise experiment.UserError(f'the games are {", ".join(TITLES)}, the rules {", ".join(RULES)}; got '
-                               f'{FLAGS.level_name}, {", ".join(FLAGS.rules)}')
+  program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
+  comparison.prepare(RULES)
   path = os.path.join(FLAGS.out, f'comparison_{short_name()}.csv')
   curve_path = os.path.join(FLAGS.out, f'curves_{short_name()}.csv')
-  os.makedirs(FLAGS.out, exist_ok=True)
-  if not FLAGS.replot:
-    train_all(path, curve_path)
-  elif not os.path.exists(path):
-    raise experiment.UserError(f'no file {path} to replot')
-  curves = {}
-  for row in read(curve_path):
+  complete = FLAGS.replot or train_all(path, curve_path)
+  rows, curves = read(path, COLUMNS), {}
+  for row in read(curve_path, CURVE):
     frames, returns = curves.setdefault(row['rule'], {}).setdefault(row['seed'], ([], []))
     frames.append(float(row['frames']))
     returns.append(float(row['return_200']))
@@ -160,9 +143,10 @@ def main():
   figure = os.path.join(FLAGS.out, f'comparison_{short_name()}.png')
   plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, TITLES[FLAGS.level_name],
                    'return of 200 agent steps' if FLAGS.level_name == PONG else 'return per game', lines, FLAGS.show)
-  print_table(read(path), curves)
-  print(f'figure: {figure}')
+  print_table(rows, curves)
+  print(f'figure: {figure}', flush=True)
+  comparison.end(complete)
 
 
 if __name__ == '__main__':
-  experiment.run_app(main)
+  program.run_app(main)

@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 import numpy as np
 
 import catch
-from experiment import UserError
+from files import UserError
 
 SIZE = 84  # edge of a frame [pixels]
 FIRE = 1   # the emulator's code of that action

@@ -15,6 +15,7 @@ import sys
 import time
 
 import experiment
+import program
 from absl import flags
 import keras
 import numpy as np
@@ -24,7 +25,9 @@ from actor_critic import Costs, Losses, VOLTAGE_METHODS, episode_mask
 from agent import Agent, Weights
 import catch
 import environments
-from experiment import UserError, rng
+from experiment import rng
+import files
+from files import UserError
 import lsnn
 from online_reward_based_eprop import hardcoded
 import playing
@@ -40,9 +43,9 @@ flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'chance'], 'train an agent,
                   'random')
 flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'fishing_derby'], 'published values, those that learn fastest on two '
                   'cores, or published values with the size for Fishing Derby')
-flags.DEFINE_string('checkpoint', None, 'weights (.npz) to evaluate')
-flags.DEFINE_string('restore_from', '', 'weights (.npz) to begin training with')
-flags.DEFINE_string('restore_cnn_from', '', 'weights (.npz) of which to take the convolutional layers')
+program.DEFINE_path('checkpoint', None, 'weights (.npz) to evaluate')
+program.DEFINE_path('restore_from', '', 'weights (.npz) to begin training with')
+program.DEFINE_path('restore_cnn_from', '', 'weights (.npz) of which to take the convolutional layers')
 flags.DEFINE_bool('resume_max_episode_len', True, 'with --restore_from, go on with the schedule of episode lengths where that '
                   'training was')
 flags.DEFINE_string('comment', '', 'a note, kept in config.json')
@@ -153,6 +156,7 @@ LAPTOP_CATCH = {
         8e5, decay_every=3.2e5, learning_rate=3e-4, learning_rate_heads=10.0, baseline_cost=0.1, rate_cost=2.0,
         voltage_cost_rnn=2e-5, voltage_cost_cnn=0.02, n_rnn_step_factor=2, n_refractory=2, tau=3.0, tau_readout=1.0,
         tau_adaptation=28.0, beta=0.5, rate_target=0.05)}
+FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment')  # a resumed run may have other values
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss', 'entropy',
            'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn', 'learning_rate', 'max_episode_len',
@@ -374,12 +378,12 @@ def train(group):
   optimizer = Optimizer(weights)
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, before))
   state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
-  run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, frames_before=frames_before, **state))
-  arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=int(frames + frames_before))
+  run = experiment.Run('main', COLUMNS, dict(weights._asdict(), frames=frames, frames_before=frames_before, **state), FREE_FLAGS)
+  arrays = lambda: dict({name: w.numpy() for name, w in weights._asdict().items()}, frames=np.int64(frames + frames_before))
 
   run.stop(int(frames) >= FLAGS.total_environment_frames)  # a finished run goes on if it now has more frames to play
   for iteration in run.iterations(None, FLAGS.print_every):
-    start = time.time()
+    start = time.monotonic()
     n_frames = int(frames)
     begin_iteration(group, iteration, frames + frames_before, weights, player.environment)
     rate = FLAGS.learning_rate * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
@@ -395,10 +399,12 @@ def train(group):
     played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
     frames.assign_add(played)
     run.log(iteration, frames=n_frames + played, **row, learning_rate=rate, max_episode_len=player.environment.max_episode_len,
-            frames_per_s=played / (time.time() - start))
+            frames_per_s=played / (time.monotonic() - start))
     passed = lambda every: (n_frames + played) // every > n_frames // every
     if passed(FLAGS.save_every):
-      experiment.write_whole(run.path(f'weights_{n_frames + played}.npz'), lambda path: np.savez(path, **arrays()))
+      path = run.path(f'weights_{n_frames + played}.npz')
+      files.check_finite(arrays(), f'after iteration {iteration}; {path} is not written')
+      files.write_npz(path, arrays())
     if FLAGS.do_plot and passed(FLAGS.log_every):
       draw(run.folder, f'_{(n_frames + played) // 1000}k', player, weights, f'after {n_frames + played:,} frames')
     if n_frames + played >= FLAGS.total_environment_frames:
@@ -417,13 +423,13 @@ def draw(folder, ending, player, weights, title):
   path = lambda name: os.path.join(folder, name)
   plots.game(game, path(f'game{ending}.png'), FLAGS.show)
   if FLAGS.export_image_data:
-    experiment.write_whole(path(f'screens{ending}.npz'), lambda part: np.savez_compressed(part, screens=game['screens']))
+    files.write_npz(path(f'screens{ending}.npz'), dict(screens=game['screens']), compressed=True)
   if FLAGS.save_anim:
     plots.animate(game, path(f'game{ending}.{FLAGS.anim_format}'))
   if os.path.exists(path('metrics.csv')):
     plots.learning_curve(path('metrics.csv'), path('learning_curve.png'), FLAGS.level_name)
   if not ending:
-    experiment.write_whole(path('game.npz'), lambda part: np.savez_compressed(part, **game))
+    files.write_npz(path('game.npz'), game, compressed=True)
 
 
 def report(folder, player, weights):
@@ -463,7 +469,7 @@ def evaluate():
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or ('chance' if FLAGS.mode == 'chance' else 'evaluation'))
   os.makedirs(folder, exist_ok=True)
   lines, summary = report(folder, playing.Player(agent, environment), weights)
-  experiment.write_json(os.path.join(folder, 'evaluation.json'), summary)
+  files.write_json(os.path.join(folder, 'evaluation.json'), summary)
   print('\n'.join([*lines, f'results:    {folder}']))
 
 
@@ -474,11 +480,11 @@ def set_flags():
     UserError: they do not.
   """
   values = PRESETS[FLAGS.preset]
-  experiment.preset(**LAPTOP_CATCH.get(FLAGS.level_name, values) if FLAGS.preset == 'laptop' else values)
-  experiment.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
+  program.preset(**LAPTOP_CATCH.get(FLAGS.level_name, values) if FLAGS.preset == 'laptop' else values)
+  program.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
                          max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100, n_processes=1)
   if tf.config.list_physical_devices('GPU') and not (FLAGS.device or '').startswith('CPU'):
-    experiment.preset(n_processes=1)  # two would each want all of its memory
+    program.preset(n_processes=1)  # two would each want all of its memory
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   if FLAGS.mode != 'eval' and FLAGS.checkpoint:

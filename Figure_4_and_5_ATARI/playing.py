@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-import experiment
 from actor_critic import Window, discounted_returns
 from agent import Record
+import files
 
 
 class Played(NamedTuple):
@@ -93,8 +93,7 @@ class Player:
 def save_window(path, played):
   """Writes the frames [N + 1, B, 84, 84], true rewards and ends [N, B] of Played as .npz."""
   observation = np.stack([record.frame for record in played.records])
-  experiment.write_whole(path, lambda part: np.savez_compressed(part, observation=observation, reward=played.score,
-                                                                done=played.done))
+  files.write_npz(path, dict(observation=observation, reward=played.score, done=played.done), compressed=True)
 
 
 def evaluate(player, weights, n_episodes, seed, rng):

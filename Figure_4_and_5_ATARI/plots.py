@@ -2,17 +2,14 @@
 
   python plots.py results/main/<run>/game.npz        draws game.png beside it once more
 """
-import csv
 import os
-import sys
 
-import matplotlib
 import numpy as np
 
-if '--show' not in sys.argv:
-  matplotlib.use('Agg')
-from matplotlib import animation
-from matplotlib import pyplot as plt
+import drawing
+from drawing import plt
+import files
+from matplotlib import animation  # after drawing
 
 RULES = {  # label and colour of each agent in comparisons
     'eprop': ('ALIF + LIF, e-prop', 'tab:blue'),
@@ -28,16 +25,13 @@ RULES = {  # label and colour of each agent in comparisons
     'published_steps': ('published five network steps per frame', 'tab:pink'),
 }
 FIGURE_SCREENS = 8
+COLUMNS = ('frames', 'frames_per_s', 'score', 'return_200', 'max_episode_len', 'entropy', 'rate_lsnn')  # of metrics.csv
 
 
 def save(figure, path, show=False):
-  """Writes a figure, complete or not at all."""
-  root, ending = os.path.splitext(path)
-  figure.savefig(f'{root}.part{ending}', dpi=140, bbox_inches='tight')  # the layout cuts labels beside a second axis above
-  os.replace(f'{root}.part{ending}', path)
-  if show:
-    plt.show()
-  plt.close(figure)
+  """Writes a figure, and opens its window if `show`."""
+  drawing.save(figure, path, show, dpi=140, bbox_inches='tight')  # the layout cuts labels beside a second axis above
+  drawing.wait(show)
 
 
 def _bare(axes):
@@ -99,10 +93,9 @@ def game(record, path, show=False):
 
 
 def read_curve(path):
-  """Columns of a metrics.csv as float arrays, NaN where a row has none."""
-  with open(path, newline='') as file:
-    rows = list(csv.DictReader(file))
-  return {name: np.array([float(row[name]) if row[name] else np.nan for row in rows]) for name in (rows[0] if rows else ())}
+  """COLUMNS of a metrics.csv as float arrays, NaN where a row has none."""
+  rows = files.read_csv(path, numbers=COLUMNS)
+  return {name: np.array([float(row[name]) if row[name] else np.nan for row in rows]) for name in COLUMNS}
 
 
 def smooth(values, n):
@@ -130,7 +123,7 @@ def learning_curve(metrics, path, title, show=False):
   """Score per game over environment frames and hours, policy entropy and firing rates below, as in figure 4d.
 
   Args:
-    metrics: path of metrics.csv with the columns frames, frames_per_s, score, return_200, max_episode_len, entropy, rate_lsnn.
+    metrics: path of metrics.csv.
     path: PNG to write.
     title: what was trained.
     show: bring up the window as well.
@@ -236,18 +229,15 @@ def animate(record, path):
 
   movie = animation.FuncAnimation(figure, draw, n_steps, interval=1000 * float(record['seconds_per_step']))
   fps = 1 / float(record['seconds_per_step'])
-  root, ending = os.path.splitext(path)
-  if ending == '.mp4':
+  if path.endswith('.mp4'):
     import imageio_ffmpeg
     plt.rcParams['animation.ffmpeg_path'] = imageio_ffmpeg.get_ffmpeg_exe()
     writer = animation.FFMpegWriter(fps=fps)
   else:
     writer = animation.PillowWriter(fps=fps)
-  movie.save(f'{root}.part{ending}', writer, dpi=90)
-  os.replace(f'{root}.part{ending}', path)
+  files.write_whole(path, lambda temporary: movie.save(temporary, writer, dpi=90))
   plt.close(figure)
 
 
 if __name__ == '__main__':
-  with np.load(sys.argv[1], allow_pickle=False) as arrays:
-    game(dict(arrays), os.path.splitext(sys.argv[1])[0] + '.png', '--show' in sys.argv)
+  drawing.run_on_file(lambda record, path, show: game(record, os.path.splitext(path)[0] + '.png', show))

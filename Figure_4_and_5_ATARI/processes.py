@@ -5,14 +5,13 @@ have to be added up: `Group.sum`. The first one leads: it holds the optimizer, w
 """
 import multiprocessing
 from multiprocessing import connection
-import os
-import signal
 import sys
 import threading
 
 import numpy as np
 
-from experiment import UserError
+from files import UserError
+import machine
 
 CHUNK = 2 ** 20  # numbers that are exchanged at a time
 
@@ -82,15 +81,15 @@ def start(size, work):
   """
   if size == 1:
     return Group()
-  cores = sorted(os.sched_getaffinity(0))
+  cores = machine.cores()
   shares = [cores[rank::size] or cores for rank in range(size)]
   context = multiprocessing.get_context('spawn')  # TensorFlow does not survive a fork
   shared = size, context.RawArray('d', 2 * size * CHUNK), context.Barrier(size)
   others = [context.Process(target=_assist, args=(work, rank, *shared), daemon=True) for rank in range(1, size)]
   for process, share in zip(others, shares[1:]):
-    os.sched_setaffinity(0, share)  # it inherits this
+    machine.keep_to(share)  # it inherits this
     process.start()
-  os.sched_setaffinity(0, shares[0])
+  machine.keep_to(shares[0])
 
   def watch():
     running = list(others)
@@ -105,13 +104,7 @@ def start(size, work):
 
 
 def _assist(work, rank, *shared):
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends all
-
-  def follow():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=follow, daemon=True).start()
+  machine.follow_parent()  # the first process ends all
   try:
     work(Group(rank, *shared))
   except UserError:  # the first process has the same, and says so

@@ -33,13 +33,15 @@ TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
 
 def make_iteration(rule, impl, n_batch=64, n_steps=None, n_rec=100):
   """A function that draws one batch of evidence accumulation, computes its gradient and updates the weights."""
-  import experiment  # keeps memory between iterations, as in the scripts
+  import experiment
+  import machine
   import keras
   import numpy as np
   import tensorflow as tf
   import eprop
   from lsnn import ALIF, exp_decay
   from tasks import EvidenceAccumulation
+  machine.keep_memory()  # as in the scripts
   experiment.FLAGS(['benchmark', '--device=CPU:0'])
   task = EvidenceAccumulation()
   if n_steps is not None:
@@ -95,8 +97,8 @@ def in_child(name, *arguments):
 def timed(maker, variants):
   """Seconds of what a function of this file makes, by name and arguments of each variant, and peak memory of the process."""
   seconds = time_in_turn({name: globals()[maker](*arguments) for name, arguments in variants.items()}, 3)
-  import experiment
-  return dict(seconds=seconds, peak_memory_mb=experiment.peak_memory_mb())
+  import machine
+  return dict(seconds=seconds, peak_memory_mb=machine.peak_memory_mb())
 
 
 def iteration():
@@ -178,6 +180,7 @@ def make_speech_iteration(network, rule, impl, n_frames=551):
   """A function that updates a network of figure 2 on 32 utterances of n_frames of 123 features; framewise, 61 classes."""
   sys.path.append(str(SPEECH_FOLDER))
   import experiment
+  import machine
   import keras
   import numpy as np
   import tensorflow as tf
@@ -186,6 +189,7 @@ def make_speech_iteration(network, rule, impl, n_frames=551):
   from networks import LSNNLayer, LSTMLayer, Network
   if network == 'lsnn':
     import neurons
+  machine.keep_memory()  # as in the scripts
   experiment.FLAGS(['benchmark', '--device=CPU:0'])
   rng = np.random.default_rng(0)
   bptt = rule == 'bptt'
@@ -326,13 +330,13 @@ class Atari:
 
 def child_atari(variants, n_rounds):
   """Windows of variants in turn, each with the arguments of Atari, and peak memory of the process."""
-  import experiment
+  import machine
   programs = {name: Atari(*arguments) for name, arguments in variants.items()}
   begin = time_in_turn({name: program.begin for name, program in programs.items()}, 1)
   window = time_in_turn(programs, n_rounds)
   rows = {name: dict(window_seconds=window[name], begin_seconds=begin[name],
                      frames_per_s=program.frames_per_s(window[name], begin[name])) for name, program in programs.items()}
-  return dict(rows=rows, peak_memory_mb=experiment.peak_memory_mb())
+  return dict(rows=rows, peak_memory_mb=machine.peak_memory_mb())
 
 
 def atari_profile(n_rounds, n_envs=32, n_steps=100):

@@ -14,7 +14,7 @@ sys.path.append(str(ROOT / 'Figure_4_and_5_ATARI'))  # after the Figure 3 folder
 import catch  # noqa: E402
 import environments  # noqa: E402
 from environments import Settings, cubic_schedule, make  # noqa: E402
-from experiment import UserError  # noqa: E402
+from files import UserError  # noqa: E402
 
 PLAIN = Settings(repeat_action_probability=0.0, noop_max=0, max_episode_len=10 ** 6)  # no chance, no limit
 

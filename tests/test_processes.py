@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'))
 
-import experiment  # noqa: E402
+import files  # noqa: E402
 import processes  # noqa: E402
 
 SIZE = 3
@@ -54,5 +54,5 @@ def test_says_that_another_process_has_ended():
     else:
       group.sum([np.ones(2)])
 
-  with pytest.raises(experiment.UserError, match='has ended'):
+  with pytest.raises(files.UserError, match='has ended'):
     in_all(work)

@@ -19,10 +19,11 @@ sys.path.append(str(FOLDER))  # after the Figure 3 folder, whose experiment.py i
 import corpora  # noqa: E402
 import data  # noqa: E402
 import espeak_corpus  # noqa: E402
-from experiment import FLAGS, UserError  # noqa: E402
+from files import UserError  # noqa: E402
 import features  # noqa: E402
 import phones  # noqa: E402
 import sentences  # noqa: E402
+from program import FLAGS  # noqa: E402
 import timit_plots  # noqa: E402
 
 SAMPLE = ROOT / 'tests' / 'data' / 'timit_sample'

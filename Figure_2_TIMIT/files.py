@@ -1,0 +1,207 @@
+"""Files: whole or not at all when written, checked when read back. No TensorFlow.
+
+Whatever is wrong with a file that is read ends in a UserError of one sentence.
+"""
+import csv
+import io
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+
+
+class UserError(Exception):
+  """Something the user can mend: shown as one line, exit code 2."""
+
+
+def write_whole(path, write):
+  """Calls write(temporary path) and moves the result to path, so that a good file is never replaced by half a one.
+
+  A link is followed: the file it points to is replaced, the link stays.
+  """
+  path = os.path.realpath(path)
+  root, ending = os.path.splitext(path)
+  temporary = f'{root}.part{ending}'
+  try:
+    write(temporary)
+    _replace(temporary, path)
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)
+
+
+def _replace(source, target):
+  """os.replace; on Windows, where that fails while another program reads the target, tried for a second."""
+  for _ in range(20 if sys.platform == 'win32' else 0):
+    try:
+      return os.replace(source, target)
+    except PermissionError:
+      time.sleep(0.05)
+  return os.replace(source, target)
+
+
+def write_text(path, text):
+  """Writes text as UTF-8."""
+
+  def write(temporary):
+    with open(temporary, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
+      file.write(text)
+
+  write_whole(path, write)
+
+
+def _read_text(path):
+  try:
+    with open(path, encoding='utf-8', newline='') as file:
+      return file.read()
+  except FileNotFoundError:
+    raise UserError(f'no file {path}') from None
+  except UnicodeDecodeError:
+    raise UserError(f'{path} is damaged: it is not text in UTF-8') from None
+
+
+def as_json(value):
+  """What JSON can hold: arrays as lists, numbers of NumPy and TensorFlow as Python's, null for those that are not finite."""
+  if isinstance(value, dict):
+    return {str(key): as_json(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [as_json(item) for item in value]
+  if value is None or isinstance(value, (str, bool, int)):
+    return value
+  if isinstance(value, np.bool_):
+    return bool(value)
+  if isinstance(value, np.integer):
+    return int(value)
+  if np.ndim(value):
+    return as_json(np.asarray(value).tolist())
+  return float(value) if math.isfinite(float(value)) else None
+
+
+def write_json(path, values):
+  """Writes a dict as JSON; numbers that are not finite, which JSON does not know, as null."""
+  write_text(path, json.dumps(as_json(values), indent=2, allow_nan=False) + '\n')
+
+
+def read_json(path, required=()):
+  """Reads a dict that `write_json` wrote.
+
+  Raises:
+    UserError: the file is missing, torn or no such dict, or lacks a key of `required`.
+  """
+  try:
+    values = json.loads(_read_text(path))
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{path} is damaged: {error or "it is no JSON"}') from None
+  if not isinstance(values, dict):
+    raise UserError(f'{path} is damaged: it holds no names and values')
+  missing = [name for name in required if name not in values]
+  if missing:
+    raise UserError(f'{path} lacks {", ".join(missing)}')
+  return values
+
+
+def write_csv(path, rows, columns):
+  """Writes rows (dicts) as CSV; columns that a row lacks stay empty."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  write_text(path, text.getvalue())
+
+
+def read_csv(path, texts=(), numbers=(), n_rows=None):
+  """Reads a table that `write_csv` wrote.
+
+  Args:
+    path: of the file.
+    texts: columns that must be there.
+    numbers: columns that must be there, each cell of which is empty or a number.
+    n_rows: how many rows to read; None: all, at least one.
+
+  Returns:
+    list of dicts of str.
+
+  Raises:
+    UserError: the file is missing, empty, torn or another table.
+  """
+  try:
+    header, *rows = list(csv.reader(io.StringIO(_read_text(path)), strict=True)) or [[]]
+  except csv.Error as error:
+    raise UserError(f'{path} is damaged: {error}') from None
+  missing = [name for name in (*texts, *numbers) if name not in header]
+  if missing:
+    raise UserError(f'{path} has no column {", ".join(missing)}; its first line is {",".join(header)[:80]!r}')
+  if not rows and n_rows is None:
+    raise UserError(f'{path} has no rows')
+  for k, row in enumerate(rows[:n_rows], 1):
+    if len(row) != len(header):
+      raise UserError(f'{path} is damaged: row {k} has {len(row)} cells where there are {len(header)} columns')
+    for name, cell in zip(header, row):
+      if name in numbers and cell and not _is_number(cell):
+        raise UserError(f'{path} is damaged: {cell[:20]!r} in row {k} is no {name}')
+  return [dict(zip(header, row)) for row in rows[:n_rows]]
+
+
+def _is_number(text):
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
+
+
+def load_npz(path, required, optional=(), dtype=None):
+  """Reads arrays from an .npz file, without pickle.
+
+  Args:
+    path: of the file.
+    required, optional: names of arrays.
+    dtype: of floats; None: as they are.
+
+  Returns:
+    dict of those of `required` and `optional` that are there.
+
+  Raises:
+    UserError: the file is missing, torn or no .npz, lacks an array, or holds NaN or something that is not numbers.
+  """
+  arrays = read_npz(path, required, optional)
+  for name, array in arrays.items():
+    if array.dtype.kind not in 'fiub':
+      raise UserError(f'array {name} in {path} holds no numbers (dtype {array.dtype})')
+    if array.dtype.kind == 'f':
+      if not np.isfinite(array).all():
+        raise UserError(f'array {name} in {path} holds NaN or infinity')
+      arrays[name] = array.astype(dtype or array.dtype)
+  return arrays
+
+
+def read_npz(path, required=(), optional=None):
+  """As `load_npz`, of arrays of any kind and with any numbers; all arrays if `optional` is None."""
+  try:
+    with np.load(path, allow_pickle=False) as data:
+      missing = [name for name in required if name not in data]
+      if missing:
+        raise UserError(f'{path} lacks the array(s) {", ".join(missing)}; it has {", ".join(data) or "none"}')
+      return {name: data[name] for name in (data if optional is None else (*required, *optional)) if name in data}
+  except FileNotFoundError:
+    raise UserError(f'no file {path}') from None
+  except UserError:
+    raise
+  except Exception as error:  # damaged bytes raise whatever NumPy, zipfile, zlib and the header's parser can
+    raise UserError(f'{path} is not a readable .npz file ({str(error) or type(error).__name__})') from None
+
+
+def write_npz(path, arrays, compressed=False):
+  """Writes a dict of arrays as .npz."""
+  write_whole(path, lambda temporary: (np.savez_compressed if compressed else np.savez)(temporary, **arrays))
+
+
+def check_finite(arrays, where):
+  """Raises UserError if an array (of a dict) holds NaN or infinity; where: what the sentence says of them."""
+  bad = [name for name, array in arrays.items() if array.dtype.kind == 'f' and not np.isfinite(array).all()]
+  if bad:
+    raise UserError(f'NaN or infinity in {", ".join(bad)} {where}: try a smaller learning rate, a larger batch or another '
+                    '--seed')

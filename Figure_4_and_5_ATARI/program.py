@@ -1,0 +1,135 @@
+"""How every program here begins and ends: its flags and their check, its exit code. No TensorFlow.
+
+Exit code 0: done. 1: done, and something is missing or wrong, as was said. 2: what the user can mend, in one sentence on
+stderr. 128 + n: ended by signal n.
+"""
+import os
+
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # NumPy's threads would stand in the way of TensorFlow's
+
+import machine  # noqa: E402
+
+machine.open_missing_streams()
+
+import math  # noqa: E402
+import sys  # noqa: E402
+
+from absl import app  # noqa: E402
+from absl import flags  # noqa: E402
+from absl import logging  # noqa: E402
+
+from files import UserError  # noqa: E402
+
+FLAGS = flags.FLAGS
+SEED_BOUND = 2 ** 31 - 1
+
+
+class _PathParser(flags.ArgumentParser):
+  """Paths, `~` and `~user` at their beginning expanded."""
+
+  def parse(self, argument):
+    return os.path.expanduser(argument)
+
+
+def DEFINE_path(name, default, help):  # named and used as those of absl
+  """Defines a flag whose value is a path."""
+  flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer())
+
+
+flags.DEFINE_integer('seed', 0, 'seed of everything random', 0, SEED_BOUND)
+DEFINE_path('result_dir', 'results', 'folder of all results')
+flags.DEFINE_string('run_name', None, 'folder of this run; default: date and time (with --resume: the last run)')
+flags.DEFINE_bool('resume', False, 'go on with a run from its last checkpoint')
+flags.DEFINE_string('device', None, "'CPU:0' or 'GPU:0'; default: what TensorFlow prefers")
+flags.DEFINE_enum('dtype', 'float32', ['float32', 'float64'], 'precision of all computations')
+flags.DEFINE_bool('show', False, 'open windows for the figures (they are written to files in any case)')
+flags.DEFINE_bool('smoke', False, 'a run of seconds that proves the installation')
+flags.DEFINE_float('checkpoint_seconds', 20.0, 'seconds between checkpoints; 0: after every iteration', lower_bound=0.0)
+flags.disclaim_key_flags()  # what DEFINE_path defines from here on are flags of the module that calls it
+
+# What does not change what is computed, so that a resumed run may have other values of it.
+FREE_FLAGS = ('resume', 'result_dir', 'run_name', 'device', 'show', 'checkpoint_seconds')
+
+_advice = [lambda: 'nothing was begun']
+
+
+def if_interrupted(advice):
+  """Sets what the last line says if the program is interrupted; advice: function that returns it."""
+  _advice[:] = [advice]
+
+
+def run_app(main):
+  """Parses the flags and calls main(); what the user can mend ends with one line on stderr and exit code 2."""
+
+  def parse(argv):
+    try:
+      rest = FLAGS(argv)
+      if len(rest) > 1:
+        raise flags.Error(f'unexpected argument {rest[1]!r}')
+      check_flags()
+    except (flags.Error, UserError) as error:
+      _fail(error)
+    return rest
+
+  def guarded(_):
+    logging.set_verbosity(logging.WARNING)
+    try:
+      with machine.SIGNALS.caught():
+        if FLAGS.show:
+          import drawing  # matplotlib, which not every program needs
+          drawing.open_windows()
+        main()
+    except MemoryError:
+      _fail('out of memory; smaller networks, batches or shorter trials need less')
+    except (UserError, OSError) as error:
+      _fail(error)
+    except KeyboardInterrupt as error:
+      _fail(f'interrupted; {_advice[0]()}', 128 + getattr(error, 'number', 2))
+    finally:
+      machine.Lock.release_all()
+      sys.stdout.flush()
+
+  sys.stdout, sys.stderr = machine.SturdyStream(sys.stdout), machine.SturdyStream(sys.stderr)
+  asks_for_help = any(argument.lstrip('-').startswith('help') for argument in sys.argv[1:])
+  app.run(guarded, **({} if asks_for_help else {'flags_parser': parse}))
+
+
+def _fail(error, code=2):
+  print('error: ' + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def check_flags():
+  """Refuses what the parsers of single flags let pass.
+
+  Raises:
+    UserError: a number is not finite, or --run_name is no name of a folder.
+  """
+  for name in FLAGS:
+    flag = FLAGS[name]
+    if isinstance(flag.value, float) and not math.isfinite(flag.value):
+      allowed = flag.parser.syntactic_help or 'a number'
+      raise UserError(f'--{name}={flag.value} is not allowed: it must be finite, {allowed}')
+  name = FLAGS.run_name
+  if name and (os.path.basename(name) != name or name in (os.curdir, os.pardir) or '\0' in name):
+    raise UserError(f'--run_name={name} is not the name of a folder; --result_dir says where it lies')
+
+
+def refuse(names):
+  """Raises UserError if one of these flags was given, because it has no meaning in this program."""
+  for name in names:
+    if FLAGS[name].present:
+      raise UserError(f'--{name} has no meaning in this program')
+
+
+def preset(**values):
+  """Gives flags these values unless the command line set them."""
+  for name, value in values.items():
+    if not FLAGS[name].present:
+      FLAGS[name].value = value
+
+
+def apply_smoke(**values):
+  """With --smoke, gives flags these values unless the command line set them."""
+  if FLAGS.smoke:
+    preset(**values)
