@@ -116,8 +116,8 @@ def cosine(a, b):
 
 class Weights(NamedTuple):
   """Synapses of a layer, or the gradients of the loss with respect to them."""
-  w_in: tf.Tensor             # [I, N]
-  w_rec: Optional[tf.Tensor]  # [N, N], None where the layer is not recurrent; the diagonal is ignored
+  w_in: tf.Tensor                    # [I, N]
+  w_rec: Optional[tf.Tensor] = None  # [N, N], None where the layer is not recurrent; the diagonal is ignored
 
 
 class Run(NamedTuple):
@@ -362,13 +362,13 @@ class Layer:
     """Slow and large; not to be compiled with XLA."""
     del memory  # it simulates once more
     x = tf.cast(x, weights.w_in.dtype)
+    sources = [x, *(w for w in weights if w is not None)]
     with tf.GradientTape() as tape:
-      tape.watch((x, weights))
+      tape.watch(sources)
       z = self.simulate(x, weights, stop_z_gradients=not self.bptt).z
-    of_z = tf.stack([signal.at(t) for t in range(z.shape[0])])
-    gradients, dx = tape.gradient(z, (weights, x), of_z)
+    dx, *gradients = tape.gradient(z, sources, tf.stack([signal.at(t) for t in range(z.shape[0])]))
     g_read = None if signal.error is None else presynaptic_product(z, hold(signal.error, signal.hold))
-    return Gradient(gradients, g_read, dx if input_gradient else None)
+    return Gradient(Weights(*gradients), g_read, dx if input_gradient else None)
 
 
 def hold(array, n):

@@ -10,7 +10,10 @@ import tensorflow as tf
 import eprop
 import lsnn
 import oracle
-from eprop import Learner, RateCost, Readout, Weights, cosine
+import readout
+from eprop import cosine
+from learner import Learner, apply_gradients
+from readout import RateCost, Readout, Weights
 
 # Every gradient there is: arguments of Learner.
 EPROP = {f'eprop_{impl}': dict(impl=impl) for impl in eprop.IMPLEMENTATIONS}
@@ -197,7 +200,6 @@ def smooth_spike(h, dampening_factor=0.3):
 def test_bptt_of_smooth_spikes_by_finite_differences(monkeypatch):
   """With the spike function that the pseudo-derivative belongs to, BPTT is the slope of both losses in every weight."""
   monkeypatch.setattr(lsnn, 'spike', smooth_spike)
-  monkeypatch.setattr(eprop, 'spike', smooth_spike)
   p = problem('lif')
   cell = lsnn.ALIF(8, thr=0.6, tau=np.linspace(10, 30, 8), tau_adaptation=50.0, beta=2.0, dtype='float64')
   rule = Learner(cell, p.readout, RateCost(0.05, 0.02, 'online'), bptt=True)
@@ -219,13 +221,13 @@ def test_ideal_learning_signal_gives_bptt(name):
     dz = tf.zeros([*p.x.shape[:2], p.cell.units], tf.float64)
     with tf.GradientTape() as tape:
       tape.watch(dz)
-      run = lsnn.unroll(p.cell, p.x, p.weights.w_in, p.weights.w_rec, dz=dz)
+      run = eprop.Layer(p.cell).simulate(p.x, eprop.Weights(*p.weights[:2]), dz=dz)
       y = lsnn.exp_filter(run.z, p.readout.kappa, p.readout.normalised) @ p.weights.w_out
-      loss = eprop.loss_and_error(p.readout.loss, y, p.target, p.weight)[0]
-      loss += eprop.rate_cost(p.regularisation, tf.reduce_mean(run.z, [0, 1]), run.z)
+      loss = readout.loss_and_error(p.readout.loss, y, p.target, p.weight)[0]
+      loss += readout.rate_cost(p.regularisation, tf.reduce_mean(run.z, [0, 1]), run.z)
     ideal = tape.gradient(loss, dz)
-    before = tf.concat([tf.zeros_like(run.z[:1]), run.z[:-1]], 0)
-    return [tf.einsum('tbj,tbij->ij', ideal, eprop.eligibility_traces(p.cell, pre, run.psi).e) for pre in (p.x, before)]
+    return [tf.einsum('tbj,tbij->ij', ideal, eprop.eligibility_traces(p.cell, pre, run.memory)[0])
+            for pre in (p.x, eprop.one_step_later(run.z))]
 
   g_in, g_rec = factorised()
   assert_close([g_in, lsnn.without_autapses(g_rec)], result(name, 'bptt_adjoint').gradients)
@@ -322,7 +324,7 @@ def test_adaptive_feedback_becomes_w_out(optimizer):
   initial, difference = Weights(*(w.numpy() for w in weights)), (feedback - weights.w_out).numpy()
   for update in range(1, 5):
     gradients = Weights(*(tf.constant(rng.normal(size=w.shape)) for w in weights))
-    eprop.apply_gradients(optimizer, gradients, weights, feedback, decay)
+    apply_gradients(optimizer, gradients, weights, feedback, decay)
     np.testing.assert_allclose(feedback - weights.w_out, difference * (1 - decay) ** update, rtol=1e-6)
     if update == 1 and isinstance(optimizer, keras.optimizers.SGD):
       for w, start, gradient, shrink in zip(weights, initial, gradients, (1, 1, 1 - decay)):
@@ -331,7 +333,7 @@ def test_adaptive_feedback_becomes_w_out(optimizer):
 
 def test_fixed_feedback_means_no_decay():
   weights = Weights(*(tf.Variable(tf.ones([2, 2])) for _ in range(3)))
-  eprop.apply_gradients(keras.optimizers.SGD(0.5), Weights(*[tf.ones([2, 2])] * 3), weights, readout_decay=0.5)
+  apply_gradients(keras.optimizers.SGD(0.5), Weights(*[tf.ones([2, 2])] * 3), weights, readout_decay=0.5)
   np.testing.assert_array_equal(weights, np.full([3, 2, 2], 0.5))
 
 
@@ -341,7 +343,7 @@ def test_error_is_the_derivative_of_the_loss(kind):
   y = tf.constant(np.random.default_rng(0).normal(size=p.target.shape))
   with tf.GradientTape() as tape:
     tape.watch(y)
-    loss, error = eprop.loss_and_error(kind, y, p.target, p.weight)
+    loss, error = readout.loss_and_error(kind, y, p.target, p.weight)
   assert relative_error(error, tape.gradient(loss, y)) < 1e-12
 
 
@@ -352,8 +354,8 @@ def test_rate_signal_is_the_derivative_of_the_rate_cost(kind):
   with tf.GradientTape() as tape:
     tape.watch(z)
     rate = tf.reduce_mean(z, [0, 1])
-    loss = eprop.rate_cost(regularisation, rate, z)
-  signal = np.broadcast_to(eprop.rate_signal(regularisation, rate, 20, 3, z), z.shape)
+    loss = readout.rate_cost(regularisation, rate, z)
+  signal = np.broadcast_to(readout.rate_signal(regularisation, rate, 20, 3, z), z.shape)
   expected_loss, expected_signal = oracle.rate_loss_and_signal(kind, 5.0, 0.1, z.numpy())
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
   assert relative_error(signal, tape.gradient(loss, z)) < 1e-12
@@ -373,12 +375,19 @@ def test_gradient_of_the_rate_cost_alone(name, rule):
 @pytest.mark.parametrize('name', ['prime_time', 'three_shards'])
 def test_eligibility_traces_equal_oracle(name):
   p, case = problem(name), CASES[name]
-  psi = np.random.default_rng(0).random((case.n_steps, case.n_batch, case.n))
-  traces = tf.function(eprop.eligibility_traces)(p.cell, p.x, tf.constant(psi))
+
+  @tf.function
+  def traces():
+    run = eprop.Layer(p.cell).simulate(p.x, eprop.Weights(*p.weights[:2]))
+    e, eps = eprop.eligibility_traces(p.cell, p.x, run.memory)
+    return p.cell.psi(run.memory), (e, eps.v, eprop.one_step_later(eps.a))
+
+  psi, actual = traces()
+  assert np.any(psi)
   for b in range(case.n_batch):
-    expected = oracle.eligibility(oracle.Neurons(case.n, **case.neurons), p.x[:, b].numpy(), psi[:, b])
-    for trace, expected_trace in zip(traces, expected):
-      assert relative_error(trace[:, b], expected_trace) < 1e-12
+    expected = oracle.eligibility(oracle.Neurons(case.n, **case.neurons), p.x[:, b].numpy(), psi[:, b].numpy())
+    for trace, expected_trace in zip(actual, expected):
+      assert relative_error(trace[:, b] * np.ones(case.n), expected_trace) < 1e-12
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import tensorflow as tf
 import eprop
 import lsnn
 import oracle
-from eprop import Learner, RateCost, Readout, Weights
+from learner import Learner
+from readout import RateCost, Readout, Weights
 from test_eprop import BPTT, RULES, assert_close, relative_error
 
 GOLDEN = 1e-5  # relative tolerance
@@ -49,11 +50,17 @@ def test_figure_3(golden, rule):
 def test_figure_3_traces(golden):
   """Traces of the recurrent synapses of six presynaptic neurons in the first trial; autapses there are none."""
   g = golden('figure3_alif')
-  pre = np.concatenate([np.zeros_like(g['z'][:1, :1, :6]), g['z'][:-1, :1, :6]]).astype(np.float32)
-  traces = tf.function(eprop.eligibility_traces)(golden_cell(g), tf.constant(pre), tf.constant(g['psi'][:, :1]))
+  cell = golden_cell(g)
+
+  @tf.function
+  def traces(x, w_in, w_rec):
+    run = eprop.Layer(cell).simulate(x, eprop.Weights(w_in, w_rec))
+    return eprop.eligibility_traces(cell, eprop.one_step_later(run.z)[:, :, :6], run.memory)
+
+  e, eps = traces(*map(tf.constant, (g['inputs'][:, :1], g['w_in'], g['w_rec'])))
   synapses = ~np.eye(6, len(g['w_rec']), dtype=bool)
-  assert relative_error(traces.e[:, 0] * synapses, g['e_trial0_pre0to5']) < GOLDEN
-  assert relative_error(traces.eps_a[:, 0] * synapses, g['epsilon_a_trial0_pre0to5']) < GOLDEN
+  assert relative_error(e[:, 0] * synapses, g['e_trial0_pre0to5']) < GOLDEN
+  assert relative_error(eprop.one_step_later(eps.a)[:, 0] * synapses, g['epsilon_a_trial0_pre0to5']) < GOLDEN
 
 
 @pytest.mark.parametrize('rule', RULES)
@@ -86,17 +93,16 @@ def test_figure_4(golden, kind):
   """Trials that start anew inside a sequence, loss sum z * learning_signal: adjoint scan and autodiff."""
   g = golden('figure4_alif_with_reset')
   x, signal, done, w_in, w_rec = (tf.constant(g[name]) for name in ('inputs', 'learning_signal', 'done', 'w_in', 'w_rec'))
-  cell = golden_cell(g)
+  layer = eprop.Layer(golden_cell(g), bptt=kind == 'bptt')
 
   @tf.function
   def gradients():
     with tf.GradientTape() as tape:
       tape.watch((w_in, w_rec))
-      run = lsnn.unroll(cell, x, w_in, w_rec, reset=done, stop_z_gradients=kind == 'eprop')
+      run = layer.simulate(x, eprop.Weights(w_in, w_rec), reset=done, stop_z_gradients=kind == 'eprop')
       loss = tf.reduce_sum(run.z * signal)
-    post, _ = eprop.adjoint_scan(cell, run.psi, lambda t: signal[t], reset=done,
-                                 w_rec=lsnn.without_autapses(w_rec) if kind == 'bptt' else None)
-    before = tf.concat([tf.zeros_like(run.z[:1]), run.z[:-1]], 0) * (1 - done)[:, :, None]
+    post, _ = layer.adjoint_scan(run.memory, lambda t: signal[t], lsnn.without_autapses(w_rec), reset=done)
+    before = eprop.one_step_later(run.z) * (1 - done)[:, :, None]
     by_adjoint = eprop.presynaptic_product(x, post), lsnn.without_autapses(eprop.presynaptic_product(before, post))
     return loss, by_adjoint, tape.gradient(loss, (w_in, w_rec))
 

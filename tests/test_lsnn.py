@@ -1,4 +1,6 @@
 """Neurons, filters and simulation against the oracle, SciPy, Keras and the published cells."""
+from typing import NamedTuple
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 
 import lsnn
 import oracle
+from eprop import Layer, Weights
 
 T, B, I, N = 60, 3, 6, 8
 
@@ -18,11 +21,22 @@ def network(seed=0):
   return x, rng.normal(size=(I, N)) / I ** 0.5, rng.normal(size=(N, N)) / N ** 0.5
 
 
-def simulate(cell, x, w_in, w_rec, reset=None, state=None):
-  """unroll inside a graph, from arrays to arrays."""
-  x, w_in, w_rec, reset = (None if array is None else tf.constant(array) for array in (x, w_in, w_rec, reset))
-  run = tf.function(lambda: lsnn.unroll(cell, x, w_in, w_rec, reset=reset, state=state, record_va=True))
-  return tf.nest.map_structure(lambda tensor: tensor.numpy(), run())
+class Seen(NamedTuple):
+  """A simulation as arrays."""
+  z: np.ndarray
+  h: np.ndarray
+  psi: np.ndarray
+  v: np.ndarray
+  a: np.ndarray
+  state: lsnn.ALIF.State  # after the last step
+
+
+def simulate(cell, x, w_in, w_rec, reset=None, state=None, n_repeat=1):
+  """Layer.simulate inside a graph, from arrays to arrays; for ALIF and LIF."""
+  run = tf.function(lambda x, w_in, w_rec: Layer(cell, n_repeat=n_repeat).simulate(
+      x, Weights(w_in, w_rec), state, reset, record_states=True))(*map(tf.constant, (x, w_in, w_rec)))
+  seen = Seen(run.z, run.memory, cell.psi(run.memory), run.states.v, run.states.a, run.state)
+  return tf.nest.map_structure(lambda tensor: tensor.numpy(), seen)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,7 +185,7 @@ def test_simulation_continues_from_a_state():
   cell = lsnn.ALIF(N, n_refractory=4, dtype='float64')
   whole = simulate(cell, x, w_in, w_rec)
   first = simulate(cell, x[:23], w_in, w_rec)
-  rest = simulate(cell, x[23:], w_in, w_rec, state=lsnn.State(*map(tf.constant, first.state)))
+  rest = simulate(cell, x[23:], w_in, w_rec, state=cell.State(*map(tf.constant, first.state)))
   assert whole.z[23:].any()
   np.testing.assert_array_equal(np.concatenate([first.v, rest.v]), whole.v)
 
@@ -179,7 +193,7 @@ def test_simulation_continues_from_a_state():
 def test_inputs_held_for_several_steps():
   x, w_in, w_rec = network(seed=12)
   cell = lsnn.ALIF(N, tau_adaptation=50.0, n_refractory=2, dtype='float64')
-  held = tf.function(lambda: lsnn.unroll(cell, tf.constant(x), tf.constant(w_in), tf.constant(w_rec), n_repeat=3))()
+  held = simulate(cell, x, w_in, w_rec, n_repeat=3)
   expected = simulate(cell, np.repeat(x, 3, axis=0), w_in, w_rec)
   assert held.z.shape == (3 * T, B, N) and expected.z.any()
   np.testing.assert_array_equal(held.h, expected.h)
