@@ -21,6 +21,7 @@ from initial_arrays import batch_of_iteration, load_initial_arrays
 from learner import Learner, apply_gradients
 from lsnn import ALIF, exp_decay, exp_filter
 import plots
+import reference
 from readout import RateCost, Readout, Weights
 from tasks import EvidenceAccumulation
 
@@ -50,6 +51,7 @@ flags.DEFINE_float('beta', None, 'strength of the adaptation; default 1.7 (1 - r
 flags.DEFINE_integer('n_ref', 5, 'refractory period [steps]', lower_bound=0)
 flags.DEFINE_float('dt', 1.0, 'length of a step [ms]')
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
+flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2')
 program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and labels, to start from')
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines', lower_bound=1)
@@ -165,6 +167,8 @@ def train():
   if FLAGS.feedback == 'symmetric':
     feedback = weights.w_out
 
+  exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, not FLAGS.eprop, FLAGS.n_iter)
+
   # Data: the same trials for the same seed, or given arrays
   given = 'inputs' in arrays
   if given:
@@ -239,7 +243,11 @@ def train():
     angle = [None] * 3
     if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
       angle = gradient_angle(x, one_hot(labels))
+    before = reference.snapshot(weights, feedback) if iteration in exported else None
     result = update(x, one_hot(labels))
+    if before:
+      reference.export(run.path(f'reference_{iteration}.npz'), iteration, learner, x, one_hot(labels), loss_weight, before,
+                       weights, result, FLAGS.dt, labels)
     train_loss, rate_hz = float(result.task_loss), float(tf.reduce_mean(result.rate)) * 1000 / FLAGS.dt
     run.guard(iteration, train_loss + float(result.rate_loss), rate_hz)
     confirmation_error = None

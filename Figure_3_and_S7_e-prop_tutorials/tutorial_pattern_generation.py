@@ -21,6 +21,7 @@ from initial_arrays import batch_of_iteration, load_initial_arrays
 from learner import Learner, apply_gradients
 from lsnn import LIF, exp_decay
 import plots
+import reference
 from readout import RateCost, Readout, Weights
 from tasks import poisson_spikes, sum_of_sines
 
@@ -52,6 +53,7 @@ flags.DEFINE_float('tau_out', 30.0, 'time constant of the readout [ms]')
 flags.DEFINE_float('thr', 0.03, 'threshold')
 flags.DEFINE_float('dt', 1.0, 'length of a step [ms]')
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
+flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2')
 program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and targets, to start from')
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines and gradient checks', lower_bound=1)
@@ -143,6 +145,8 @@ def train():
   is_bptt = FLAGS.eprop_or_bptt == 'bptt'
   feedback_kind = FLAGS.feedback or ('random' if FLAGS.random_feedback else 'symmetric')
 
+  exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, is_bptt, FLAGS.n_iter)
+
   # Network and data
   if FLAGS.init_from:
     n_in, n_out = (None if FLAGS[name].using_default_value else FLAGS[name].value for name in ('n_in', 'n_out'))
@@ -225,7 +229,11 @@ def train():
     angle = {}
     if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
       angle = dict(zip(COLUMNS[-3:], map(float, gradient_angle(x))))
+    before = reference.snapshot(weights, feedback) if iteration in exported else None
     result = update(x)
+    if before:
+      reference.export(run.path(f'reference_{iteration}.npz'), iteration, learner, x, target, loss_weight, before, weights,
+                       result, FLAGS.dt)
     train_loss, rate_hz = float(result.task_loss), float(tf.reduce_mean(result.rate)) * 1000 / FLAGS.dt
     run.guard(iteration, train_loss + float(result.rate_loss), rate_hz)
     run.log(iteration, train_loss=train_loss, rate_loss=float(result.rate_loss),
