@@ -13,7 +13,6 @@ A folder holds train.npz, dev.npz, test.npz (no pickle) and metadata.json. The u
 """
 import ctypes
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ from typing import NamedTuple
 from absl import flags
 import numpy as np
 
-from files import load_npz, UserError
+from files import load_npz, read_json, read_npz, UserError
 from phones import fold
 
 FLAGS = flags.FLAGS
@@ -162,8 +161,7 @@ def _read_split(path, digest):
   if sha256(path) != digest:
     raise UserError(f'{path} is damaged or of another corpus than its metadata.json; process the corpus once more')
   arrays = load_npz(path, NUMBERS, dtype=FLAGS.dtype)
-  with np.load(path, allow_pickle=False) as file:
-    ids = file['ids'].tolist()
+  ids = read_npz(path, ['ids'], [])['ids'].tolist()
   parts = lambda name, counts: np.split(arrays[name], np.cumsum(arrays[counts])[:-1])
   phones = {n: Phones(parts(f'labels{n}', 'lengths'), parts(f'runs{n}', f'run_counts{n}'),
                       parts(f'run_starts{n}', f'run_counts{n}')) for n in (61, 39)}
@@ -185,11 +183,9 @@ def load(folder):
   path = os.path.join(folder, 'metadata.json')
   if not os.path.exists(path):
     raise UserError(f'no processed corpus in {folder}. {HOW_TO_GET_DATA}')
-  try:
-    with open(path) as file:
-      metadata = json.load(file)
-    digests = [metadata['outputs'][f'{split}.npz'] for split in SPLITS]
-  except (ValueError, KeyError, TypeError):
-    raise UserError(f'{path} is damaged; process the corpus once more') from None
-  splits = [_read_split(os.path.join(folder, f'{split}.npz'), digest) for split, digest in zip(SPLITS, digests)]
+  metadata = read_json(path, ('label', 'synthetic', 'n_features', 'classes61', 'classes39', 'outputs'))
+  outputs = metadata['outputs']
+  if not isinstance(outputs, dict) or not all(f'{split}.npz' in outputs for split in SPLITS):
+    raise UserError(f'{path} is damaged; process the corpus once more')
+  splits = [_read_split(os.path.join(folder, f'{split}.npz'), outputs[f'{split}.npz']) for split in SPLITS]
   return Corpus(*splits, metadata)

@@ -5,10 +5,10 @@
   <folder>/corpus.json                                           seed and versions
 
 There are two of them. In `espeak` a speaker is a voice of espeak-ng at a rate, pitch and pitch range of its own, with its own
-loudness and noise. `espeak_full` has TIMIT's size, which is more speakers than there are voices: there, a speaker also has a vocal
-tract of its own length, a spectral tilt and more or less noise, and speaks each sentence at another pace and pitch. No voice
-and no sentence belongs to two splits. A speaker's utterances depend on the seed, the split and the speaker's number only, so
-a corpus can be interrupted, and enlarged later.
+loudness and noise. `espeak_full` has TIMIT's size and so more speakers than there are voices: there, speakers also differ in
+the length of the vocal tract, in spectral tilt and in noise, and change pace and pitch from sentence to sentence. No voice and
+no sentence belongs to two splits. A speaker's utterances depend on the seed, the split and the speaker's number only, so a
+corpus can be interrupted, and enlarged later.
 
 espeak-ng tells which of its phonemes begins at which sample. They become TIMIT's phones by rule: a table, the context
 (flaps, nasal flaps, voiced h, fronted u), and the closures of stops and affricates, which espeak-ng counts to the phoneme
@@ -19,7 +19,6 @@ import ctypes
 import functools
 import importlib.metadata
 import io
-import json
 import os
 import zlib
 
@@ -29,7 +28,7 @@ import scipy.signal
 import soundfile
 
 from corpora import Utterance
-from files import UserError, write_json, write_whole
+from files import read_json, UserError, write_json, write_text, write_whole
 import machine
 from parallel import in_parallel
 from sentences import sentence
@@ -40,10 +39,10 @@ RATE, ESPEAK_RATE = 16000, 22050  # [Hz]
 UTTERANCES_PER_SPEAKER = 8
 SIZES = {'espeak': dict(train=1920, dev=192, test=192), 'espeak_full': dict(train=3696, dev=400, test=192)}  # utterances
 
-# How far the speakers of espeak_full vary beyond those of espeak; all drawn uniformly.
-TRACT = 0.13   # of the vocal tract's length, per speaker: all formants move together
+# How far speakers of espeak_full differ beyond those of espeak, up and down; drawn uniformly.
+TRACT = 0.13   # of all formants, as with a shorter or longer vocal tract, per speaker
 TILT = 0.35    # coefficient of x[t] + a x[t-1], per speaker: a dull or a bright voice or microphone
-NOISE = 2.0    # logarithm of a factor of the noise, per speaker
+NOISE = 2.0    # logarithm of the factor by which there is more noise, per speaker
 PACE = 0.15    # of the rate, per utterance
 PITCH = 8      # espeak-ng's units of 0 to 99, per utterance
 
@@ -228,10 +227,11 @@ def _say_all(folder, corpus, split, speaker, name, n_utterances, seed):
   varied = np.random.default_rng([seed, zlib.crc32(corpus.encode()), zlib.crc32(split.encode()), speaker])
   vary = lambda spread: varied.uniform(-spread, spread) if corpus == 'espeak_full' else 0
   tract, tilt, noise = 1 + vary(TRACT), vary(TILT), noise * np.exp(abs(vary(NOISE)))
-  down = round(441 * tract)  # played back at ESPEAK_RATE * tract: pitch and rate, too, change by this factor
+  down = round(441 * tract)  # as if played at ESPEAK_RATE * tract: faster, too, for which espeak-ng speaks more slowly
   for k in range(n_utterances):
     text = sentence(split, rng)
-    spoken, phonemes, words = espeak.say(text, voice, int(rate * (1 + vary(PACE)) / tract), int(pitch + vary(PITCH)), pitch_range)
+    manner = int(rate * (1 + vary(PACE)) / tract), int(pitch + vary(PITCH)), pitch_range
+    spoken, phonemes, words = espeak.say(text, voice, *manner)
     segments = to_segments(spoken, phonemes)
     lead, trail = rng.integers(RATE // 10, RATE // 4, 2)
     audio = scipy.signal.lfilter([1, tilt], 1, scipy.signal.resample_poly(spoken.astype(float), 320, down))
@@ -252,11 +252,6 @@ def _say_all(folder, corpus, split, speaker, name, n_utterances, seed):
     _write(base, phn, wrd, text, audio)
 
 
-def _write_text(path, lines):
-  with open(path, 'w', encoding='ascii') as file:
-    file.write('\n'.join(lines) + '\n')
-
-
 def _write(base, phn, wrd, text, audio):
   """The four files of an utterance, the audio last: where it is, the utterance is complete."""
 
@@ -270,7 +265,7 @@ def _write(base, phn, wrd, text, audio):
 
   os.makedirs(os.path.dirname(base), exist_ok=True)
   for ending, content in (('phn', phn), ('wrd', wrd), ('txt', [f'0 {len(audio)} {text}'])):
-    write_whole(f'{base}.{ending}', functools.partial(_write_text, lines=content))
+    write_text(f'{base}.{ending}', '\n'.join(content) + '\n')
   write_whole(f'{base}.wav', wav)
 
 
@@ -306,20 +301,16 @@ def make(folder, corpus, sizes, seed):
     settings['corpus'] = corpus
   path = os.path.join(folder, 'corpus.json')
   if os.path.exists(path):
-    try:
-      with open(path) as file:
-        before = json.load(file)
-    except ValueError:
-      raise UserError(f'{path} is damaged: remove the folder or give another --data_path') from None
+    before = read_json(path)
     if before != settings:
       raise UserError(f'{folder} holds a corpus of other settings ({before}): remove it or give another --data_path')
-  elif os.path.isdir(folder) and os.listdir(folder):
+  elif os.path.isdir(folder) and set(os.listdir(folder)) - {'lock', 'corpus.part.json'}:  # these two are from a killed run
     raise UserError(f'{folder} holds something else; give another --data_path')
   os.makedirs(folder, exist_ok=True)
+  lock = machine.Lock(folder)
   write_json(path, settings)
-  write_whole(os.path.join(folder, 'README.txt'), lambda part: _write_text(part, [
-      f'{LABEL[0].upper()}{LABEL[1:]}: results on it are not results on TIMIT.',
-      'Made by espeak_corpus.py; sentences by sentences.py; settings in corpus.json.']))
+  write_text(os.path.join(folder, 'README.txt'), f'{LABEL[0].upper()}{LABEL[1:]}: results on it are not results on TIMIT.\n'
+             'Made by espeak_corpus.py; sentences by sentences.py; settings in corpus.json.\n')
 
   speakers = []
   for code, split in enumerate(('train', 'dev', 'test')):
@@ -330,6 +321,7 @@ def make(folder, corpus, sizes, seed):
       speaker = f'{_gender(names[number % len(names)])}{letters}{code}'
       speakers.append((split, number, os.path.join(split, f'dr{number % 8 + 1}', speaker), n_utterances))
   in_parallel(functools.partial(_speak, folder=folder, corpus=corpus, seed=seed), speakers, 'speakers')
+  lock.release()
   return [Utterance(split, name.split(os.sep, 1)[1].replace(os.sep, '/') + f'/sx{k + 1}',
                     *(os.path.join(folder, name, f'sx{k + 1}.{ending}') for ending in ('wav', 'phn', 'htk')))
           for split, _, name, n_utterances in speakers for k in range(n_utterances)]

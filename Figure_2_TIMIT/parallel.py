@@ -25,7 +25,8 @@ def in_parallel(function, items, what):
   """
   start, results = time.monotonic(), []
   bar = tqdm.tqdm(total=len(items), desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-  pool = concurrent.futures.ProcessPoolExecutor(len(machine.cores()), mp_context=machine.WORKERS, initializer=machine.follow_parent)
+  pool = concurrent.futures.ProcessPoolExecutor(len(machine.cores()), mp_context=machine.WORKERS,
+                                                initializer=machine.follow_parent)
   try:
     for result in pool.map(function, items, chunksize=4 if len(items) > 100 else 1):
       results.append(result)

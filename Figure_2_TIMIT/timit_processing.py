@@ -23,15 +23,17 @@ import numpy as np
 import corpora
 import data
 import espeak_corpus
-from files import UserError, write_json, write_whole
 import features
+from files import read_npz, UserError, write_json, write_npz
+import machine
 from parallel import in_parallel
 from phones import FOLDING, PHONES39, PHONES61
-from program import DEFINE_path, apply_smoke, run_app
+from program import apply_smoke, DEFINE_path, if_interrupted, run_app
 import timit_plots
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak', 'espeak_full'], 'default: timit with --data_path, else espeak')
+flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak', 'espeak_full'],
+                  'default: timit with --data_path, else espeak')
 DEFINE_path('data_path', None, 'folder of the corpus; of a synthetic one: where it is made')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features: 40 mel filters and energy; 13 cepstral '
                   'coefficients; 123 features from .htk files beside the audio')
@@ -85,7 +87,7 @@ def process(utterance, preproc, cache, skip_bad):
     stored = os.path.join(cache, key + '.npz')
     if not os.path.exists(stored):
       values, labels = features.utterance_arrays(utterance, preproc)
-      write_whole(stored, lambda path: np.savez(path, features=values, labels=labels))
+      write_npz(stored, dict(features=values, labels=labels))
     return dict(stored=stored, digest=f'{utterance.id} {digest}\n')
   except UserError as error:
     if not skip_bad:
@@ -97,9 +99,9 @@ def read_stored(results):
   """Features and labels of utterances, from where `process` put them."""
   values, labels = [], []
   for result in results:
-    with np.load(result['stored'], allow_pickle=False) as arrays:
-      values.append(arrays['features'])
-      labels.append(arrays['labels'])
+    arrays = read_npz(result['stored'], ('features', 'labels'))
+    values.append(arrays['features'])
+    labels.append(arrays['labels'])
   return values, labels
 
 
@@ -132,7 +134,7 @@ def write_splits(folder, utterances, results):
     if split == 'train':  # by einsum, which makes no copy in float64
       sd = np.maximum(np.sqrt(np.einsum('tk,tk->k', values, values, dtype=np.float64) / len(values)), 1e-6)
     values /= sd.astype(np.float32)
-    write_whole(os.path.join(folder, f'{split}.npz'), functools.partial(np.savez, **arrays))
+    write_npz(os.path.join(folder, f'{split}.npz'), arrays)
     frames = arrays['lengths']
     numbers[split] = dict(utterances=len(good), speakers=len({u.id.rsplit('/', 1)[0] for u, _ in good}),
                           frames=int(frames.sum()), hours=round(frames.sum() / 360000, 3), longest=int(frames.max()))
@@ -144,12 +146,13 @@ def describe(utterances, missing, results, numbers, mean, sd, outputs):
   """What metadata.json holds."""
   digests = sorted(result['digest'] for result in results if 'digest' in result)
   libraries = ('numpy', 'scipy', 'soundfile', 'python_speech_features', 'espeakng-loader')
+  synthetic = FLAGS.corpus in espeak_corpus.SIZES
   return dict(
-      corpus=FLAGS.corpus, label=LABELS[FLAGS.corpus], synthetic=FLAGS.corpus in espeak_corpus.SIZES, licence=LICENCES[FLAGS.corpus],
+      corpus=FLAGS.corpus, label=LABELS[FLAGS.corpus], synthetic=synthetic, licence=LICENCES[FLAGS.corpus],
       source=FLAGS.data_path, preproc=FLAGS.preproc, n_features=features.N_FEATURES[FLAGS.preproc],
       features=features.SETTINGS, splits=numbers, missing=missing,
       skipped=[dict(utterance=u.id, reason=r['reason']) for u, r in zip(utterances, results) if 'reason' in r],
-      classes61=PHONES61, classes39=PHONES39, folding=FOLDING, seed=FLAGS.seed if FLAGS.corpus in espeak_corpus.SIZES else None,
+      classes61=PHONES61, classes39=PHONES39, folding=FOLDING, seed=FLAGS.seed if synthetic else None,
       inputs=dict(utterances=len(digests), sha256=hashlib.sha256(''.join(digests).encode()).hexdigest()), outputs=outputs,
       mean=mean.tolist(), sd=sd.tolist(),
       versions=dict(python=platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries}))
@@ -181,11 +184,12 @@ def result_folder():
   return folder
 
 
-def process_corpus():
+def main():
   """From the corpus to the processed folder, which appears when it is complete."""
   apply_smoke(corpus='espeak', n_train=16, n_dev=8, n_test=8)
   FLAGS.corpus = FLAGS.corpus or ('timit' if FLAGS.data_path else 'espeak')
   folder = result_folder()
+  if_interrupted(lambda: 'the same command goes on where it stopped')
   work = f'{folder}.part'
   cache, new = os.path.join(work, 'utterances'), os.path.join(work, 'corpus')
 
@@ -198,6 +202,7 @@ def process_corpus():
 
   os.makedirs(cache, exist_ok=True)
   os.makedirs(new, exist_ok=True)
+  lock = machine.Lock(work)
   results = in_parallel(functools.partial(process, preproc=FLAGS.preproc, cache=cache, skip_bad=FLAGS.skip_bad), utterances,
                         'utterances')
   for text in missing:
@@ -209,21 +214,13 @@ def process_corpus():
   outputs = {f'{split}.npz': data.sha256(os.path.join(new, f'{split}.npz')) for split in data.SPLITS}
   write_json(os.path.join(new, 'metadata.json'), describe(utterances, missing, results, numbers, mean, sd, outputs))
   data.put_in_place(new, folder)
+  lock.release()
   shutil.rmtree(work, ignore_errors=True)
 
   for split, of_split in numbers.items():
     print(f'{split + ":":12}{of_split["utterances"]} utterances of {of_split["speakers"]} speaker(s), '
           f'{of_split["frames"]} frames')
   print(f'figure:     {os.path.join(folder, "utterance.png")}\nresults:    {folder}', flush=True)
-
-
-def main():
-  """Processes the corpus; interrupted, says how to go on."""
-  try:
-    process_corpus()
-  except KeyboardInterrupt:
-    print('error: interrupted; the same command goes on where it stopped', file=sys.stderr)
-    sys.exit(130)
 
 
 if __name__ == '__main__':
