@@ -71,11 +71,13 @@ def draw_network(axis, rule):
         arrow((t + 0.9, y + 0.09), (t + 0.11, y_before + 0.03), palette.SIGNAL)
   if rule == 'eprop':
     axis.text(0.27, 1.5, 'learning signals $L_j^t$\nare broadcast', color=palette.SIGNAL, ha='center', va='center', fontsize=9)
-    axis.text(1, -0.62, 'traces $e_{ji}^t$ stay at their synapse and are carried forward', color=palette.TRACE, ha='center', fontsize=9)
+    axis.text(1, -0.62, 'traces $e_{ji}^t$ stay at their synapse and are carried forward', color=palette.TRACE, ha='center',
+              fontsize=9)
     axis.set_title('e-prop: nothing travels back in time', fontsize=11)
   else:
     axis.text(0.27, 1.5, 'errors', color=palette.SIGNAL, ha='center', va='center', fontsize=9)
-    axis.text(1, -0.62, 'errors go back through every synapse and every step', color=palette.SIGNAL, ha='center', fontsize=9)
+    axis.text(1, -0.62, 'errors go back through every synapse and every step', color=palette.SIGNAL, ha='center',
+              fontsize=9)
     axis.set_title('BPTT: the network is run backwards', fontsize=11)
   axis.text(-0.42, top, 'output', ha='right', va='center', fontsize=9)
   axis.text(-0.42, 0.55, 'neurons', ha='right', va='center', fontsize=9)

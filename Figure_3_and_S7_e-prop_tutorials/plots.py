@@ -10,17 +10,18 @@ import drawing
 import files
 from drawing import matplotlib, plt, wait  # noqa: F401
 from files import UserError
+import palette
+from palette import LEFT, NOISE, RECALL, RIGHT
 
-LEFT, RIGHT, RECALL, NOISE = 'tab:red', 'tab:blue', 'tab:green', '0.45'
-LIF_COLOUR, ALIF_COLOUR = 'black', 'tab:purple'
 NMSE_CRITERION = 0.1  # ours: the paper gives none for pattern generation
-RULES = {  # label and colour of each learning rule
-    'bptt': ('BPTT', 'black'),
-    'eprop_symmetric': ('e-prop, symmetric', 'tab:blue'),
-    'eprop_random': ('e-prop, random', 'tab:orange'),
-    'eprop_adaptive': ('e-prop, adaptive', 'tab:green'),
-    'lif_bptt': ('BPTT, LIF only', '0.6'),
-    'lif_eprop_symmetric': ('e-prop symmetric, LIF only', 'tab:cyan'),
+RULES = {  # label, colour and line style of each learning rule
+    'bptt': ('BPTT', palette.BLACK, '-'),
+    'eprop_symmetric': ('e-prop, symmetric', palette.BLUE, '-'),
+    'eprop_random': ('e-prop, random', palette.ORANGE, '-'),
+    'eprop_adaptive': ('e-prop, adaptive', palette.GREEN, '-'),
+    'eprop_random_sparse_dale': ("e-prop, random, sparse, Dale's law", palette.VERMILION, '-'),
+    'lif_bptt': ('BPTT, LIF only', palette.GREY, '--'),
+    'lif_eprop_symmetric': ('e-prop symmetric, LIF only', palette.SKY, '--'),
 }
 
 
@@ -82,7 +83,7 @@ def evidence_accumulation(record, path, show=False):
     inputs.set_ylabel('input neuron')
   inputs.set_ylim(-1, n_in)
 
-  for axis, name, spikes, colour in ((lif, 'LIF', z[:, :n_regular], LIF_COLOUR), (alif, 'ALIF', z[:, n_regular:], ALIF_COLOUR)):
+  for axis, name, spikes, colour in ((lif, 'LIF', z[:, :n_regular], palette.LIF), (alif, 'ALIF', z[:, n_regular:], palette.ALIF)):
     _raster(axis, spikes, time, colour)
     axis.set_ylim(-1, max(spikes.shape[1], 1))
     axis.set_ylabel(f'{name}\nneuron')
@@ -98,15 +99,19 @@ def evidence_accumulation(record, path, show=False):
   n = z.shape[1]
   name = lambda j: f'LIF {j}' if j < n_regular else f'ALIF {j - n_regular}'
   chosen = np.argsort(-np.abs(record['learning_signal']).max(0), kind='stable')[:min(n, 5)]
+  closer = signal.inset_axes([0.3, 0.12, 0.48, 0.86], xlim=(recall - 10, dt * n_steps), yticks=[])  # recall, stretched
+  closer.set_title('recall, stretched', fontsize=7, loc='left', y=0.78, x=0.02)
+  closer.tick_params(labelsize=6, length=2, pad=1)
   for rank, j in enumerate(chosen):
-    signal.plot(time, record['learning_signal'][:, j], lw=1, color=plt.cm.viridis(rank / 5),
-                label=name(j))
+    for axis in (signal, closer):
+      axis.plot(time, record['learning_signal'][:, j], lw=1.2, color=palette.SERIES[rank], label=name(j))
   signal.set_ylabel('learning\nsignals $L_j$')
   _legend_above(signal, 5, 'the strongest:')
 
   for k, (i, j) in enumerate(zip(record['pre'], record['post'])):
-    traces.plot(time, record['e'][:, k], lw=0.8, label=f'{name(i)} \N{RIGHTWARDS ARROW} {name(j)}')
-    slow.plot(time, record['eps_a'][:, k], lw=1)
+    colour = palette.SERIES[1:][k]
+    traces.plot(time, record['e'][:, k], lw=0.8, color=colour, label=f'{name(i)} \N{RIGHTWARDS ARROW} {name(j)}')
+    slow.plot(time, record['eps_a'][:, k], lw=1.2, color=colour)
   traces.set_ylabel('eligibility\ntraces $e_{ji}$')
   _legend_above(traces, 3, 'synapse, pre \N{RIGHTWARDS ARROW} post:')
   slow.set_ylabel('slow factor\n' r'$\epsilon_{ji,a}$')
@@ -142,8 +147,8 @@ def pattern_generation(record, metrics, path, show=False):
   _raster(network, z, time)
   network.set(ylabel='LIF\nneuron', ylim=(-1, z.shape[1]))
   for k, axis in enumerate(outputs):
-    axis.plot(time, record['target'][:, k], color='tab:orange', ls='--', label='target')
-    axis.plot(time, y[:, k], color='tab:blue', label='output')
+    axis.plot(time, record['target'][:, k], color=palette.TARGET, ls='--', lw=2, label='target')
+    axis.plot(time, y[:, k], color=palette.OUTPUT, label='output')
     axis.set_ylabel('output' if n_out == 1 else f'output {k + 1}')
   _legend_above(outputs[0], 2)
   synapse = f'synapse {record["pre"]} \N{RIGHTWARDS ARROW} {record["post"]}'
@@ -191,7 +196,7 @@ def learning_curve(metrics, path, column, label, criterion=None, show=False):
   axis.plot(iterations, values, color='0.75', lw=0.8, label='each iteration')
   axis.plot(iterations, smooth(values), color='black', lw=1.5, label='mean of 10')
   if criterion is not None:
-    axis.axhline(criterion, color='tab:red', ls=':', label=f'criterion {criterion:g}')
+    axis.axhline(criterion, color=palette.CRITERION, ls=':', label=f'criterion {criterion:g}')
   axis.set(xlabel='iteration', ylabel=label, ylim=(0, None))
   axis.spines[['top', 'right']].set_visible(False)
   axis.legend(frameon=False)
@@ -250,16 +255,16 @@ def comparison(path, task, show=False):
 
   figure, axis = plt.subplots(num='learning curves', clear=True, figsize=(7.5, 4.5), layout='constrained')
   for rule, runs in rules.items():
-    name, colour = RULES[rule]
+    name, colour, style = RULES[rule]
     # A run that stopped at the criterion keeps its last value.
     curves = np.array([np.pad(smooth(np.array(run[column], float)), (0, longest - len(run[column])), 'edge') for run in runs])
     mean, spread = curves.mean(0), curves.std(0, ddof=1) if len(runs) > 1 else np.zeros(longest)
     iterations = np.arange(1, longest + 1)
-    axis.plot(iterations, mean, color=colour, label=f'{name} ({len(runs)} seed{"s" if len(runs) > 1 else ""})')
+    axis.plot(iterations, mean, style, color=colour, label=f'{name} ({len(runs)} seed{"s" if len(runs) > 1 else ""})')
     axis.fill_between(iterations, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
   axis.set(xlabel='iteration', ylabel=f'{label}\n(mean of 10 iterations)', xlim=(1, longest))
   if evidence:
-    axis.axhline(0.07, color='tab:red', ls=':', label='criterion 7 %')
+    axis.axhline(0.07, color=palette.CRITERION, ls=':', label='criterion 7 %')
     axis.set_ylim(0, 0.6)
     axis.set_title('training batches; mean and standard deviation over seeds; finished runs keep their last value', fontsize=9)
   else:
@@ -284,7 +289,7 @@ def comparison(path, task, show=False):
   if not all_reached:
     axis.axhline(longest, color='0.7', lw=0.8, ls='--')
   if evidence:
-    axis.axhspan(200, 500, color='tab:orange', alpha=0.12, lw=0, label='published, random feedback: 200 to 500')
+    axis.axhspan(200, 500, color=palette.ORANGE, alpha=0.15, lw=0, label='published, random feedback: 200 to 500')
     axis.legend(frameon=False, fontsize=8, loc='lower right')
   criterion = 'error below 7 %' if evidence else f'error below {NMSE_CRITERION:g}'
   axis.set_xticks(range(len(rules)), [RULES[rule][0].replace(', ', ',\n').replace(' LIF', '\nLIF') for rule in rules], fontsize=8)

@@ -2,6 +2,8 @@
 import os
 import sys
 
+from absl import flags
+
 import files
 from files import UserError
 
@@ -34,8 +36,18 @@ def open_windows():
 
 
 def save(figure, path, show=False, **options):
-  """Writes a figure, whole or not at all, and brings its window up to date if `show`; options: of savefig."""
-  files.write_whole(path, lambda temporary: figure.savefig(temporary, **options))
+  """Writes a figure, whole or not at all, in the format of the path's ending and that of --figure_format.
+
+  Args:
+    figure: of matplotlib.
+    path: file to write.
+    show: bring its window up to date as well.
+    options: of savefig.
+  """
+  root, ending = os.path.splitext(path)
+  asked_for = flags.FLAGS.figure_format if 'figure_format' in flags.FLAGS and flags.FLAGS.is_parsed() else 'png'
+  for ending in dict.fromkeys((ending, f'.{asked_for}' if asked_for != 'png' else ending)):
+    files.write_whole(root + ending, lambda temporary: figure.savefig(temporary, **options))
   if show and _windows:
     figure.show()
     figure.canvas.flush_events()

@@ -43,12 +43,13 @@ flags.DEFINE_bool('resume', False, 'go on with a run from its last checkpoint')
 flags.DEFINE_string('device', None, "'CPU:0' or 'GPU:0'; default: what TensorFlow prefers")
 flags.DEFINE_enum('dtype', 'float32', ['float32', 'float64'], 'precision of all computations')
 flags.DEFINE_bool('show', False, 'open windows for the figures (they are written to files in any case)')
+flags.DEFINE_enum('figure_format', 'png', ['png', 'pdf', 'svg'], 'pdf, svg: figures are written in this format, too')
 flags.DEFINE_bool('smoke', False, 'a run of seconds that proves the installation')
 flags.DEFINE_float('checkpoint_seconds', 20.0, 'seconds between checkpoints; 0: after every iteration', lower_bound=0.0)
 flags.disclaim_key_flags()  # what DEFINE_path defines from here on are flags of the module that calls it
 
 # What does not change what is computed, so that a resumed run may have other values of it.
-FREE_FLAGS = ('resume', 'result_dir', 'run_name', 'device', 'show', 'checkpoint_seconds')
+FREE_FLAGS = ('resume', 'result_dir', 'run_name', 'device', 'show', 'figure_format', 'checkpoint_seconds')
 
 _advice = [lambda: 'nothing was begun']
 

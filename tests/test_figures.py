@@ -62,6 +62,19 @@ def test_idea_figure(tmp_path):
   assert png.startswith(b'\x89PNG') and min(struct.unpack('>II', png[16:24])) > 600
 
 
+def test_figure_format(tmp_path):
+  """The comparison's figures from the committed CSV as vectors, beside the PNG."""
+  shutil.copy(FOLDER / 'figures' / 'comparison_pattern_generation.csv', tmp_path)
+  for figure_format, first in (('svg', b'<?xml'), ('pdf', b'%PDF')):
+    done = subprocess.run([sys.executable, FOLDER / 'compare_learning_rules.py', '--replot', '--task=pattern_generation',
+                           f'--out={tmp_path}', f'--figure_format={figure_format}'], capture_output=True, text=True, timeout=120,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    vectors = sorted(tmp_path.glob(f'*.{figure_format}'))
+    assert [vector.with_suffix('.png') for vector in vectors] == sorted(tmp_path.glob('*.png')) and len(vectors) == 2
+    assert all(vector.read_bytes().startswith(first) for vector in vectors)
+
+
 def lightness(colour):
   """CIE L* of '#rrggbb'."""
   linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92
