@@ -21,7 +21,8 @@ from absl import logging  # noqa: E402
 from files import UserError  # noqa: E402
 
 FLAGS = flags.FLAGS
-SEED_BOUND = 2 ** 31 - 1
+LARGEST_INTEGER = 2 ** 31 - 1  # that TensorFlow's int32 can hold
+LARGEST_FLOAT = 3.4e38         # that float32 can hold
 
 
 class _PathParser(flags.ArgumentParser):
@@ -36,7 +37,7 @@ def DEFINE_path(name, default, help):  # named and used as those of absl
   flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer())
 
 
-flags.DEFINE_integer('seed', 0, 'seed of everything random', 0, SEED_BOUND)
+flags.DEFINE_integer('seed', 0, 'seed of everything random', lower_bound=0)
 DEFINE_path('result_dir', 'results', 'folder of all results')
 flags.DEFINE_string('run_name', None, 'folder of this run; default: date and time (with --resume: the last run)')
 flags.DEFINE_bool('resume', False, 'go on with a run from its last checkpoint')
@@ -104,13 +105,14 @@ def check_flags():
   """Refuses what the parsers of single flags let pass.
 
   Raises:
-    UserError: a number is not finite, or --run_name is no name of a folder.
+    UserError: a number is not finite or too large, or --run_name is no name of a folder.
   """
   for name in FLAGS:
-    flag = FLAGS[name]
-    if isinstance(flag.value, float) and not math.isfinite(flag.value):
-      allowed = flag.parser.syntactic_help or 'a number'
-      raise UserError(f'--{name}={flag.value} is not allowed: it must be finite, {allowed}')
+    value, help_text = FLAGS[name].value, FLAGS[name].parser.syntactic_help or 'a number'
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # NaN is not, either
+      raise UserError(f'--{name}={value} is out of range: it must be {help_text}, and finite')
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+      raise UserError(f'--{name}={value} is out of range: it must be {help_text}, of at most {LARGEST_INTEGER} in size')
   name = FLAGS.run_name
   if name and (os.path.basename(name) != name or name in (os.curdir, os.pardir) or '\0' in name):
     raise UserError(f'--run_name={name} is not the name of a folder; --result_dir says where it lies')
