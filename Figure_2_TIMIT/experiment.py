@@ -258,7 +258,7 @@ class Run:
     self._last = {}
     self._tensorboard = tf.summary.create_file_writer(os.fsencode(self.path('tensorboard')))
     self._scalars_written = 0.0
-    self._silent = False
+    self._rate = None  # mean firing rate in the last iteration
 
   def path(self, name):
     """Path of a file of this run."""
@@ -333,7 +333,7 @@ class Run:
         tf.summary.scalar(name, value)
 
   def guard(self, iteration, loss, rate):
-    """Stops at a loss that is not finite; says once that the network is silent.
+    """Stops at a loss that is not finite; says when the network falls silent.
 
     Args:
       iteration: its number.
@@ -347,8 +347,8 @@ class Run:
       last = self._checkpoints.paths()
       raise UserError(f'the loss became {loss} at iteration {iteration}: try a smaller --learning_rate, a larger batch '
                       'or another --seed; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint yet'))
-    if rate == 0 and not self._silent:
-      self._silent = True
+    silent, self._rate = self._rate == 0, rate
+    if rate == 0 and not silent:
       print(f'warning: no neuron spiked at iteration {iteration}. Rate regularisation may bring the network back; else try '
             'larger input weights, a lower --thr or a stronger rate regularisation.', file=sys.stderr, flush=True)
 
@@ -372,14 +372,18 @@ class Run:
       weights: dict of arrays.
       summary: dict of final numbers.
       lines: what to print at the end.
-      signs: of death, from `signs_of_death`; printed, and kept in summary.json.
+      signs: of death in the final evaluation, from `signs_of_death`; printed, and kept in summary.json.
+
+    Raises:
+      UserError: a weight is not finite.
     """
+    signs = list(dict.fromkeys([*signs, *signs_of_death(self._rate)]))
     files.check_finite(weights, f'at the end of the run; {self.path("final_weights.npz")} is not written')
     files.write_npz(self.path('final_weights.npz'), weights)
     memory = machine.peak_memory_mb()
     files.write_json(self.path('summary.json'), dict(
         summary, iterations=self.iteration, wall_time_s=round(float(self._seconds), 3),
-        peak_memory_mb=memory and round(memory, 1), device=FLAGS.device, signs_of_death=list(signs)))
+        peak_memory_mb=memory and round(memory, 1), device=FLAGS.device, signs_of_death=signs))
     self._metrics_file.close()
     print('\n'.join([*lines, *death_lines(signs), f'results:    {self.folder}']), flush=True)
 
@@ -444,7 +448,7 @@ class Run:
 
 def death_lines(signs):
   """What to print last of a network that shows these signs of death; nothing for one that lives."""
-  return [f'warning:    {" and ".join(signs)} in the last evaluation: this network has died, its numbers are no result'] if signs else []
+  return [f'warning:    {" and ".join(signs)}: this network has died, its numbers are no result'] if signs else []
 
 
 def _new_folder(parent, name):

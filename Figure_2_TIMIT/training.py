@@ -220,9 +220,9 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     experiment.restore(classifier.variables(), FLAGS.checkpoint)
     folder = os.path.join(FLAGS.result_dir, script, 'evaluation_' + os.path.basename(FLAGS.checkpoint).removesuffix('.npz'))
     os.makedirs(folder, exist_ok=True)
-    lines, summary = report(folder, classifier, evaluate, corpus, published)
-    files.write_json(os.path.join(folder, 'summary.json'), summary)
-    print('\n'.join([*lines, f'results:    {folder}']))
+    lines, summary, signs = report(folder, classifier, evaluate, corpus, published)
+    files.write_json(os.path.join(folder, 'summary.json'), dict(summary, signs_of_death=signs))
+    print('\n'.join([*lines, *experiment.death_lines(signs), f'results:    {folder}']))
     return
 
   dtype = np.dtype(FLAGS.dtype).type
@@ -266,7 +266,7 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     noise = (FLAGS.gd_noise, FLAGS.w_noise) if iteration >= noise_start else (0.0, 0.0)
     result = update(next(stream), tf.constant([FLAGS.seed, iteration]), *noise)
     mean_rate = np.mean(np.concatenate(result.rates))
-    run.guard(iteration, float(result.loss), mean_rate)
+    run.guard(iteration, float(result.loss), mean_rate if network.spiking else None)
     validation = {}
     epoch, rest = divmod(iteration, per_epoch)
     if rest == 0:
@@ -288,19 +288,19 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
   arrays = {name: w.numpy() for name, w in weights.items()}
   files.check_finite(arrays, f'at the end of the run; {run.path("best_weights.npz")} is not written')
   files.write_npz(run.path('best_weights.npz'), arrays)
-  lines, summary = report(run.folder, classifier, evaluate, corpus, published)
+  lines, summary, signs = report(run.folder, classifier, evaluate, corpus, published)
   if FLAGS.plot:
     result_plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'),
                                 'phone error' if ctc else 'frame error', corpus.metadata['label'])
   run.finish(last, dict(summary, best_epoch=int(best_epoch), best_validation_error=float(best_error)),
-             [f'after {FLAGS.n_epochs} epochs; the best validation error came after epoch {int(best_epoch)}', *lines])
+             [f'after {FLAGS.n_epochs} epochs; the best validation error came after epoch {int(best_epoch)}', *lines], signs)
 
 
 def report(folder, classifier, evaluate, corpus, published):
   """Tests the weights as they are; writes figures and figure.npz.
 
   Returns:
-    Lines to print; numbers for summary.json.
+    Lines to print; numbers for summary.json; signs of death.
   """
   summary = {}
   for name, split in (('validation', corpus.dev), ('test', corpus.test)):
@@ -330,7 +330,7 @@ def report(folder, classifier, evaluate, corpus, published):
     if spiking:
       result_plots.rates(1000 * shown['rates'], os.path.join(folder, 'rates.png'), corpus.metadata['label'])
     lines.append(f'figures:    {os.path.join(folder, "utterance.png")}')
-  return lines, summary
+  return lines, summary, experiment.signs_of_death(np.mean(shown['rates']) if spiking else None, shown['logits'])
 
 
 def record(classifier, evaluate, corpus, shown, k=0):

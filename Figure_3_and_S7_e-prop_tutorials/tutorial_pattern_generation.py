@@ -248,7 +248,8 @@ def train():
   if FLAGS.do_plot:
     draw(y)
     lines.append(f'figure:     {run.path("figure.png")}')
-  run.finish(dict({name: w.numpy() for name, w in weights._asdict().items()}, b_out=feedback.numpy()), dict(nmse=nmse), lines)
+  run.finish(dict({name: w.numpy() for name, w in weights._asdict().items()}, b_out=feedback.numpy()), dict(nmse=nmse), lines,
+             experiment.signs_of_death(outputs=y))
   plots.wait(FLAGS.show)
 
 

@@ -411,8 +411,8 @@ def train(group):
       run.stop()
   begin_iteration(group, 0, 0, weights, player.environment)
 
-  lines, summary = report(run.folder, player, weights)
-  run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines])
+  lines, summary, signs = report(run.folder, player, weights)
+  run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines], signs)
 
 
 def draw(folder, ending, player, weights, title):
@@ -436,10 +436,10 @@ def report(folder, player, weights):
   """Evaluates over whole games, records one, draws the figures.
 
   Returns:
-    Lines to print; numbers for summary.json.
+    Lines to print; numbers for summary.json; signs of death.
   """
   player.environment.set_max_episode_len(FLAGS.eval_max_episode_len)
-  scores, lengths = playing.evaluate(player, weights, FLAGS.eval_episodes, FLAGS.seed, rng('evaluation'))
+  scores, lengths, signs = playing.evaluate(player, weights, FLAGS.eval_episodes, FLAGS.seed, rng('evaluation'))
   summary = dict(score=scores.mean(), score_sd=scores.std(ddof=1) if len(scores) > 1 else 0.0, games=len(scores),
                  episode_len=lengths.mean())
   published = 'about 10 after about 3 days' if FLAGS.level_name == 'atari/pong' else 'not available'
@@ -452,7 +452,7 @@ def report(folder, player, weights):
   if FLAGS.do_plot:
     draw(folder, '', player, weights, score)
     lines.append(f'figure:     {os.path.join(folder, "game.png")}')
-  return lines, summary
+  return lines, summary, [] if FLAGS.mode == 'chance' else signs
 
 
 def evaluate():
@@ -468,9 +468,9 @@ def evaluate():
     assign((weights.w_policy, weights.b_policy), (tf.zeros_like(weights.w_policy), tf.zeros_like(weights.b_policy)))
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or ('chance' if FLAGS.mode == 'chance' else 'evaluation'))
   os.makedirs(folder, exist_ok=True)
-  lines, summary = report(folder, playing.Player(agent, environment), weights)
-  files.write_json(os.path.join(folder, 'evaluation.json'), summary)
-  print('\n'.join([*lines, f'results:    {folder}']))
+  lines, summary, signs = report(folder, playing.Player(agent, environment), weights)
+  files.write_json(os.path.join(folder, 'evaluation.json'), dict(summary, signs_of_death=signs))
+  print('\n'.join([*lines, *experiment.death_lines(signs), f'results:    {folder}']))
 
 
 def set_flags():

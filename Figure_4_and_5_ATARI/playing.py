@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from actor_critic import Window, discounted_returns
 from agent import Record
+import experiment
 import files
 
 
@@ -107,22 +108,26 @@ def evaluate(player, weights, n_episodes, seed, rng):
     rng: numpy Generator of the actions.
 
   Returns:
-    Scores and lengths in agent steps, each [n_episodes].
+    Scores and lengths in agent steps, each [n_episodes]; signs of death of the network, a list of sentences.
   """
   player.begin(weights, seed)
   n_batch = len(player.logits)
   share = -(-n_episodes // n_batch)
   scores, lengths = [[] for _ in range(n_batch)], [[] for _ in range(n_batch)]
-  score, length = np.zeros(n_batch), np.zeros(n_batch, int)
+  score, length, rate, logits = np.zeros(n_batch), np.zeros(n_batch, int), 0.0, []
   while min(map(len, scores)) < share:
-    reward, done = player.step(weights, sample(player.logits.numpy(), rng))
+    if not rate:
+      rate = float(tf.reduce_mean(tf.cast(player.record.h > 0, tf.float32)))
+    logits = [*logits[:99], player.logits.numpy()]
+    reward, done = player.step(weights, sample(logits[-1], rng))
     score += reward
     length += 1
     for b in np.flatnonzero(done):
       scores[b].append(score[b])
       lengths[b].append(length[b])
     score[done], length[done] = 0, 0
-  return np.concatenate([s[:share] for s in scores]), np.concatenate([n[:share] for n in lengths])
+  signs = experiment.signs_of_death(rate, logits)
+  return np.concatenate([s[:share] for s in scores]), np.concatenate([n[:share] for n in lengths]), signs
 
 
 def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
