@@ -13,6 +13,7 @@ A run lives in <result_dir>/<script>/<run_name>/:
 
 Everything random comes from `rng(seed, stream, iteration)`, so a resumed run needs no random state to be restored.
 """
+import program  # first: an interruption from here on ends with one line
 import concurrent.futures
 import itertools
 import os
@@ -24,7 +25,6 @@ import sys
 import time
 import zlib
 
-import program
 from absl import flags
 import numpy as np
 import tqdm

@@ -4,7 +4,18 @@ Exit code 0: done. 1: done, and something is missing or wrong, as was said. 2: w
 stderr. 128 + n: ended by signal n.
 """
 import os
+import sys
 
+
+def _excepthook(kind, error, traceback):
+  if issubclass(kind, KeyboardInterrupt):  # while modules are imported, before run_app
+    print('error: interrupted; nothing was begun', file=sys.stderr, flush=True)
+  else:
+    sys.__excepthook__(kind, error, traceback)
+
+
+if sys.excepthook is sys.__excepthook__:
+  sys.excepthook = _excepthook
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # NumPy's threads would stand in the way of TensorFlow's
 
 import machine  # noqa: E402
@@ -12,7 +23,6 @@ import machine  # noqa: E402
 machine.open_missing_streams()
 
 import math  # noqa: E402
-import sys  # noqa: E402
 
 from absl import app  # noqa: E402
 from absl import flags  # noqa: E402
