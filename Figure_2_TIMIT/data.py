@@ -188,4 +188,6 @@ def load(folder):
   if not isinstance(outputs, dict) or not all(f'{split}.npz' in outputs for split in SPLITS):
     raise UserError(f'{path} is damaged; process the corpus once more')
   splits = [_read_split(os.path.join(folder, f'{split}.npz'), outputs[f'{split}.npz']) for split in SPLITS]
+  if any(values.shape[1] != metadata['n_features'] for split in splits for values in split.features):
+    raise UserError(f'{path} is damaged: n_features is {metadata["n_features"]}; process the corpus once more')
   return Corpus(*splits, metadata)
