@@ -9,7 +9,9 @@ import pytest
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['MPLBACKEND'] = 'Agg'
 TESTS = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS.parent / 'Figure_3_and_S7_e-prop_tutorials'))
+ROOT = TESTS.parent
+FIGURE_3 = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
+sys.path.insert(0, str(FIGURE_3))
 
 TRIAL_FIRST = {'inputs', 'targets', 'labels', 'done', 'learning_signal', 'z', 'v', 'a', 'psi', 'output'}
 
