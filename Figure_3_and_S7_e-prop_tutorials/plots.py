@@ -98,7 +98,8 @@ def evidence_accumulation(record, path, show=False):
 
   n = z.shape[1]
   name = lambda j: f'LIF {j}' if j < n_regular else f'ALIF {j - n_regular}'
-  chosen = np.argsort(-np.abs(record['learning_signal']).max(0), kind='stable')[:min(n, 5)]
+  order = np.argsort(record['learning_signal'].sum(0), kind='stable')
+  chosen = order[np.linspace(0, n - 1, min(n, 5)).round().astype(int)]
   closer = signal.inset_axes([0.3, 0.12, 0.48, 0.86], xlim=(recall - 10, dt * n_steps), yticks=[])  # recall, stretched
   closer.set_title('recall, stretched', fontsize=7, loc='left', y=0.78, x=0.02)
   closer.tick_params(labelsize=6, length=2, pad=1)
@@ -106,7 +107,7 @@ def evidence_accumulation(record, path, show=False):
     for axis in (signal, closer):
       axis.plot(time, record['learning_signal'][:, j], lw=1.2, color=palette.SERIES[rank], label=name(j))
   signal.set_ylabel('learning\nsignals $L_j$')
-  _legend_above(signal, 5, 'the strongest:')
+  _legend_above(signal, 5, 'from the lowest to the highest:')
 
   for k, (i, j) in enumerate(zip(record['pre'], record['post'])):
     colour = palette.SERIES[1:][k]
