@@ -98,7 +98,7 @@ FIGURES = (
      None, None),
     ('Figure 3: evidence accumulation', F3, 'evidence_accumulation.png', 'One trial after learning by e-prop with random '
      'feedback. From above: input spikes, cues shaded in the colour of their side; spikes of the LIF and of the ALIF neurons; '
-     'softmax output, read during recall (shaded); the strongest learning signals; eligibility traces of three synapses; '
+     'softmax output, read during recall (shaded); five learning signals, from lowest to highest; traces of three synapses; '
      'their slow factors, which bridge the delay.',
      lambda: f'this run: {100 * read_json(F3, "evidence_accumulation.json")["test_error"]:.1f}'
              f' % wrong decisions on fresh trials, '
