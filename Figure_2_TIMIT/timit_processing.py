@@ -8,6 +8,7 @@
 Writes <result_dir>/timit_processed/<corpus>_<preproc>/: train.npz, dev.npz, test.npz (see data.py), metadata.json and the
 picture utterance.png. Interrupted, the same command goes on where it stopped.
 """
+from program import apply_smoke, DEFINE_path, if_interrupted, run_app  # first: an interruption from here on ends with one line
 import functools
 import hashlib
 import importlib.metadata
@@ -28,7 +29,6 @@ from files import read_npz, UserError, write_json, write_npz
 import machine
 from parallel import in_parallel
 from phones import FOLDING, PHONES39, PHONES61
-from program import apply_smoke, DEFINE_path, if_interrupted, run_app
 import timit_plots
 
 FLAGS = flags.FLAGS
