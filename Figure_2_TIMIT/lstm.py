@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from eprop import presynaptic_product
+from eprop import one_step_later, presynaptic_product
 
 FORGET_BIAS = 1.0  # keeps the cell state of an untrained network
 
@@ -205,11 +205,6 @@ class Local(NamedTuple):
   h_o: tf.Tensor  # dh/du_o
   c_c: tf.Tensor  # dc[t]/dc[t-1]
   h_c: tf.Tensor  # dh/dc
-
-
-def one_step_later(x):
-  """What stands at t-1: x[t-1] at t, and 0 at the first step. x: [T, ...]."""
-  return tf.concat([tf.zeros_like(x[:1]), x[:-1]], 0)
 
 
 def local_derivatives(gates, c, c_before, peepholes=None):

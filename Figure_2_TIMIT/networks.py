@@ -2,28 +2,25 @@
 
 Notation as in lsnn.py and eprop.py, and
 
-  F    frames of the batch's longest utterance, the rest is padding; T = n_repeat F network steps (an LSTM takes 1 per frame)
+  F    frames of a batch; T = n_repeat F network steps (an LSTM takes 1 per frame)
   L    layers, each a network that runs forward and one that hears the utterance backwards; their N outputs stand side by
        side in [..., 2 N]
 
 The outputs of a layer are spikes (LSNN) or h (LSTM). A gradient needs dE/d output along the paths that leave the layer: the
 learning signal that is broadcast to it and, for BPTT alone, what comes back from the layer above. E-prop stops there: each
 layer learns from its own broadcast.
+
+Both kinds of layer have the contract of eprop.Layer: forward(x, weights) gives a Run, gradient(x, weights, memory, signal,
+input_gradient) a Gradient.
 """
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from eprop import adjoint_scan, initial_eps, presynaptic_product, trace_step
-import lsnn
+from eprop import Gradient, hold, Layer, LearningSignal, Run, Weights
 import lstm
-from lstm import one_step_later, reverse_sequence
-
-
-def hold(x, n):
-  """Repeats every entry of x [F, ...] n times: [n F, ...]."""
-  return x if n == 1 else tf.repeat(x, n, 0)
+from lstm import reverse_sequence
 
 
 def values(weights):
@@ -31,101 +28,28 @@ def values(weights):
   return tf.nest.map_structure(lambda w: None if w is None else tf.convert_to_tensor(w), weights)
 
 
-class LSNNLayer:
-  """LIF and ALIF neurons that hear a sequence in one direction.
+class LSNNLayer(Layer):
+  """Spiking neurons that hear a sequence in one direction: eprop.Layer, compiled.
 
   Args:
-    cell: lsnn.ALIF.
+    cell: lsnn.Neuron.
     n_repeat: network steps per input.
     bptt: BPTT instead of e-prop.
     impl: 'adjoint', 'hardcoded' (e-prop only) or 'autodiff'.
     recurrent: False leaves the recurrent weights out.
-    truncation: steps after which no gradient goes further back in time; -1: none.
   """
 
-  class Weights(NamedTuple):
-    """Trainable matrices, or gradients."""
-    w_in: tf.Tensor   # [I, N]
-    w_rec: tf.Tensor  # [N, N], not there where recurrent is False
-
-  def __init__(self, cell, n_repeat, bptt=False, impl='adjoint', recurrent=True, truncation=-1):
-    self.cell, self.n_repeat, self.bptt, self.recurrent, self.truncation = cell, n_repeat, bptt, recurrent, truncation
-    self.units = cell.units
-    compute = {'adjoint': self._adjoint, 'hardcoded': self._hardcoded, 'autodiff': self._autodiff}[impl]
-    self._compute = tf.function(compute, jit_compile=impl != 'autodiff')
-    self._simulate = tf.function(self._run, jit_compile=True)
+  def __init__(self, cell, n_repeat=1, bptt=False, impl='adjoint', recurrent=True):
+    super().__init__(cell, bptt, impl, n_repeat)
+    self.units, self.recurrent = cell.units, recurrent
+    self.forward = tf.function(self.forward, jit_compile=True)
+    self.gradient = tf.function(self.gradient, jit_compile=impl != 'autodiff')
 
   def initial_weights(self, rng, n_in):
     """N(0, 1) / sqrt(fan-in), without autapses; Weights of arrays."""
-    n = self.units
-    w_in, w_rec = (rng.standard_normal((pre, n)) / np.sqrt(pre) for pre in (n_in, n))
+    w_in, w_rec = (rng.standard_normal((pre, self.units)) / np.sqrt(pre) for pre in (n_in, self.units))
     np.fill_diagonal(w_rec, 0)
-    return self.Weights(w_in, w_rec if self.recurrent else None)
-
-  def _w_rec(self, weights):
-    return weights.w_rec if self.recurrent else tf.zeros([self.units, self.units], weights.w_in.dtype)
-
-  def _run(self, x, weights, **kwargs):
-    run = lsnn.unroll(self.cell, x, weights.w_in, self._w_rec(weights), n_repeat=self.n_repeat, **kwargs)
-    return run.z, run.h
-
-  def forward(self, x, weights):
-    """Simulates. x: [T / n_repeat, B, I]. Returns spikes z [T, B, N], and h (lsnn.py), which `gradient` needs."""
-    return self._simulate(x, weights)
-
-  def gradient(self, x, weights, memory, signal, input_gradient):
-    """The gradient for a learning signal.
-
-    Args:
-      x, weights: as for `forward`.
-      memory: what `forward` returned.
-      signal: dE/dz on the paths that leave the layer, [T, B, N], or [T / n_repeat, B, N] if it is the same at all steps
-        of a frame.
-      input_gradient: return dE/dx too (BPTT only).
-
-    Returns:
-      Weights, and dE/dx [T / n_repeat, B, I] or None.
-    """
-    return self._compute(x, weights, memory, signal, input_gradient)
-
-  def _adjoint(self, x, weights, h, signal, input_gradient):
-    n_steps, n_batch, n = h.shape
-    held = n_steps // signal.shape[0]
-    w_rec = lsnn.without_autapses(self._w_rec(weights)) if self.bptt else None
-    cuts = None
-    if self.truncation > 0:
-      cuts = tf.repeat(tf.cast(tf.range(n_steps) % self.truncation == 0, h.dtype)[:, None], n_batch, 1)
-    post, _ = adjoint_scan(self.cell, self.cell.psi(h), lambda t: signal[t // held], w_rec=w_rec, reset=cuts)
-    g_rec = lsnn.without_autapses(presynaptic_product(one_step_later(lsnn.spike(h)), post)) if self.recurrent else None
-    post = tf.reduce_sum(tf.reshape(post, [-1, self.n_repeat, n_batch, n]), 1)  # the input was the same at all of these
-    dx = tf.matmul(post, weights.w_in, transpose_b=True) if input_gradient else None
-    return self.Weights(presynaptic_product(x, post), g_rec), dx
-
-  def _hardcoded(self, x, weights, h, signal, input_gradient):
-    """Traces that run forward in time, eqs. (24), (25); memory O(B (I + N) N) beside the arguments."""
-    if input_gradient:
-      raise ValueError('BPTT has no hardcoded form')
-    n_steps, n_batch, n = h.shape
-    n_in, dtype = x.shape[-1], h.dtype
-    held = n_steps // signal.shape[0]
-
-    def body(t, before, eps_v, eps_a, gradient):
-      pre = tf.concat([x[t // self.n_repeat], before], 1)
-      traces, eps_a = trace_step(self.cell, eps_v, eps_a, pre, self.cell.psi(h[t]))
-      gradient += tf.reduce_sum(signal[t // held][:, None] * traces.e, 0)                         # (1)
-      return t + 1, lsnn.spike(h[t]), traces.eps_v, eps_a, gradient
-
-    start = (0, tf.zeros([n_batch, n], dtype), *initial_eps(self.cell, n_batch, n_in + n), tf.zeros([n_in + n, n], dtype))
-    g_in, g_rec = tf.split(tf.while_loop(lambda t, *_: t < n_steps, body, start)[-1], [n_in, n])
-    return self.Weights(g_in, lsnn.without_autapses(g_rec) if self.recurrent else None), None
-
-  def _autodiff(self, x, weights, h, signal, input_gradient):
-    trainable = [w for w in weights if w is not None]
-    with tf.GradientTape() as tape:
-      tape.watch((x, trainable))
-      z, _ = self._run(x, weights, stop_z_gradients=not self.bptt)
-    gradients, dx = tape.gradient(z, (trainable, x), hold(signal, z.shape[0] // signal.shape[0]))
-    return self.Weights(*gradients, *[None] * (2 - len(gradients))), dx if input_gradient else None
+    return Weights(w_in, w_rec if self.recurrent else None)
 
 
 class LSTMLayer:
@@ -147,17 +71,26 @@ class LSTMLayer:
     return lstm.initial_weights(rng, n_in, self.units, self.init_scale, self.peepholes, np.float64)
 
   def forward(self, x, weights):
-    """Simulates. x: [T, B, I]. Returns h [T, B, N], and what `gradient` needs."""
+    """Simulates. x: [T, B, I]. Returns Run with h [T, B, N] for z."""
     run = lstm.forward(x, weights)
-    return run.h, run
+    return Run(run.h, run, None)
 
-  def gradient(self, x, weights, memory, signal, input_gradient):
-    """As LSNNLayer.gradient."""
+  def gradient(self, x, weights, memory, signal, input_gradient=False):
+    """As eprop.Layer.gradient; of the learning signal the `direct` part alone, one entry per step."""
     if self.impl == 'hardcoded':
-      return lstm.hardcoded(x, signal, weights), None
+      return Gradient(lstm.hardcoded(x, signal.direct, weights), None, None)
     if self.impl == 'autodiff':
-      return lstm.autodiff(x, signal, weights, self.bptt)
-    return lstm.adjoint(memory, x, signal, weights, self.bptt, input_gradient)
+      gradients, dx = lstm.autodiff(x, signal.direct, weights, self.bptt)
+    else:
+      gradients, dx = lstm.adjoint(memory, x, signal.direct, weights, self.bptt, input_gradient)
+    return Gradient(gradients, None, dx)
+
+
+class LayerRun(NamedTuple):
+  """A simulation of one layer; each entry is a pair (forward, backward), in the order in which that direction hears."""
+  inputs: tuple   # [T / n_repeat, B, I]
+  outputs: tuple  # [T, B, N]
+  memory: tuple   # what its gradient needs
 
 
 class Network:
@@ -183,59 +116,62 @@ class Network:
     """Mean over the steps of each frame: [T, B, ...] to [F, B, ...]."""
     return y if self.n_repeat == 1 else tf.reduce_mean(tf.reshape(y, [-1, self.n_repeat, *y.shape[1:]]), 1)
 
-  def forward(self, x, lengths, weights, keep=None, every_step=False):
+  def forward(self, x, ends, weights, masks=None):
     """Simulates all layers.
 
     Args:
       x: [F, B, I].
-      lengths: frames of each utterance, int32 [B].
+      ends: number of frames after which the backward direction begins, int32 [B].
       weights: as of `initial_weights`.
-      keep: drop-out masks [F, B, 2 N] per layer, that its output is multiplied by; or None.
-      every_step: return the outputs at every network step, not averaged over each frame.
+      masks: what the inputs of each layer are multiplied by for drop-out, [F, B, inputs] per layer; or None.
 
     Returns:
-      Outputs [F, B, 2 N] of each layer, averaged over frames; [T, B, 2 N] at every step, or None; and what `gradient` needs.
+      list of LayerRun.
     """
-    n_frames = x.shape[0]
-    averages, outputs, memories = [], [], []
+    runs = []
     for k, (layer, of_layer) in enumerate(zip(self.layers, values(weights))):
-      inputs = x, reverse_sequence(x, lengths * (x.shape[0] // n_frames))
-      (forward, memory), (backward, memory_backward) = (layer.forward(i, w) for i, w in zip(inputs, of_layer))
-      memories.append((inputs, (memory, memory_backward)))
-      average = tf.concat([self.average(forward), reverse_sequence(self.average(backward), lengths)], -1)
-      averages.append(average if keep is None else average * keep[k])
-      if every_step or k + 1 < len(self.layers):
-        x = tf.concat([forward, reverse_sequence(backward, lengths * self.n_repeat)], -1)
-        x = x if keep is None else x * hold(keep[k], self.n_repeat)
-        outputs.append(x)
-    return averages, outputs if every_step else None, memories
+      held = self.n_repeat if k else 1  # inputs per frame
+      x = self.at_steps(runs[-1], ends) if k else x
+      x = x if masks is None else x * hold(masks[k], held)
+      inputs = x, reverse_sequence(x, ends * held)
+      both = [layer.forward(*each) for each in zip(inputs, of_layer)]
+      runs.append(LayerRun(inputs, tuple(run.z for run in both), tuple(run.memory for run in both)))
+    return runs
 
-  def gradient(self, lengths, weights, memories, signals, keep=None):
+  def at_frames(self, run, ends):
+    """Outputs of a layer, averaged over the steps of each frame and in the order of the utterance, [F, B, 2 N]."""
+    forward, backward = map(self.average, run.outputs)
+    return tf.concat([forward, reverse_sequence(backward, ends)], -1)
+
+  def at_steps(self, run, ends):
+    """Outputs of a layer in the order of the utterance, [T, B, 2 N]; `ends` in frames."""
+    forward, backward = run.outputs
+    return tf.concat([forward, reverse_sequence(backward, ends * self.n_repeat)], -1)
+
+  def gradient(self, ends, weights, runs, signals, masks=None):
     """The gradient of all layers.
 
     Args:
-      lengths, weights, keep: as for `forward`.
-      memories: what `forward` returned.
-      signals: learning signal of each layer, dE/d output on the paths to the readout, [T, B, 2 N], or [F, B, 2 N] if it is
-        the same at all steps of a frame.
+      ends, weights, masks: as for `forward`.
+      runs: what `forward` returned.
+      signals: learning signal of each layer, dE/d output on the paths to the readout: LearningSignal whose `direct` is
+        [F, B, 2 N] or [T, B, 2 N], as its `hold` says.
 
     Returns:
       Gradients in the structure of the weights.
     """
-    n_frames = memories[0][0][0].shape[0]
-    weights = values(weights)
-    gradients, from_above = [], None
+    weights, gradients, from_above = values(weights), [], None
     for k in reversed(range(len(self.layers))):
-      layer, signal = self.layers[k], signals[k]
+      layer, (direct, held) = self.layers[k], (signals[k].direct, signals[k].hold)
       if from_above is not None:
-        signal = from_above + hold(signal, from_above.shape[0] // signal.shape[0])
-      held = signal.shape[0] // n_frames
-      signal = signal if keep is None else signal * hold(keep[k], held)
-      both = signal[..., :layer.units], reverse_sequence(signal[..., layer.units:], lengths * held)
+        direct, held = hold(direct, held) + from_above, 1
+      turn = ends * (self.n_repeat // held)  # in entries of `direct`
+      both = direct[..., :layer.units], reverse_sequence(direct[..., layer.units:], turn)
       input_gradient = self.bptt and k > 0
-      (forward, dx), (backward, dx_backward) = (
-          layer.gradient(*parts, input_gradient) for parts in zip(memories[k][0], weights[k], memories[k][1], both))
-      gradients.insert(0, (forward, backward))
+      forward, backward = (layer.gradient(x, w, memory, LearningSignal(direct=d, hold=held), input_gradient)
+                           for x, w, memory, d in zip(runs[k].inputs, weights[k], runs[k].memory, both))
+      gradients.insert(0, (forward.weights, backward.weights))
       if input_gradient:
-        from_above = dx + reverse_sequence(dx_backward, lengths * self.n_repeat)
+        from_above = forward.x + reverse_sequence(backward.x, ends * self.n_repeat)
+        from_above = from_above if masks is None else from_above * hold(masks[k], self.n_repeat)
     return gradients

@@ -9,8 +9,8 @@ from lsnn import ALIF, exp_decay
 FLAGS = flags.FLAGS
 flags.DEFINE_float('tau_a', 200.0, 'time constant of the threshold adaptation [ms]')
 flags.DEFINE_float('tau_v', 20.0, 'membrane time constant [ms]')
-flags.DEFINE_bool('tau_a_spread', False, 'draw time constants of adaptation evenly between 0 and tau_a')
-flags.DEFINE_bool('tau_v_spread', False, 'draw membrane time constants evenly between 0 and tau_v')
+flags.DEFINE_bool('tau_a_spread', False, 'draw time constants of adaptation, each neuron\'s from tau_a and half of it')
+flags.DEFINE_bool('tau_v_spread', False, 'draw membrane time constants, each neuron\'s from tau_v and half of it')
 flags.DEFINE_float('beta', 1.8, 'strength of adaptation, multiplied by (1 - rho) / (1 - alpha)', lower_bound=0.0)
 flags.DEFINE_float('thr', 0.01, 'threshold, divided by (1 - alpha)')
 flags.DEFINE_integer('n_ref', 2, 'refractory period [steps]', lower_bound=0)
@@ -36,7 +36,7 @@ def make(n_regular, n_adaptive, layer):
   if min(FLAGS.tau_a, FLAGS.tau_v, FLAGS.thr, FLAGS.dt) <= 0:
     raise UserError('--tau_a, --tau_v, --thr and --dt must be positive')
   generator = rng('time constants', layer)
-  spread = lambda tau, on: tau * (1 - generator.random(n_regular + n_adaptive)) if on else tau  # in (0, tau]
+  spread = lambda tau, on: tau * generator.choice([1, 0.5], n_regular + n_adaptive) if on else tau
   tau_v, tau_a = spread(FLAGS.tau_v, FLAGS.tau_v_spread), spread(FLAGS.tau_a, FLAGS.tau_a_spread)
   scale = 1 / (1 - exp_decay(FLAGS.tau_v, FLAGS.dt))
   beta = np.repeat([0, FLAGS.beta], [n_regular, n_adaptive]) * (1 - exp_decay(tau_a, FLAGS.dt)) * scale

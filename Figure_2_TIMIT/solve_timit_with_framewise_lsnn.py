@@ -10,7 +10,7 @@ import experiment
 import program
 from absl import flags
 
-from classifier import Settings
+from classifier import RATE_OVER, Settings
 from files import UserError
 from lsnn import exp_decay
 from networks import LSNNLayer, Network
@@ -22,6 +22,10 @@ flags.adopt_module_key_flags(experiment)
 flags.adopt_module_key_flags(training)
 flags.adopt_module_key_flags(neurons)
 
+# Settings that are better than the published defaults where a training is short; README.md says by how much.
+PRESETS = {'published': {}, 'fast': dict(batch=8, batch_order='length', reg=20.0, reg_rate=20.0)}
+flags.DEFINE_enum('preset', 'published', list(PRESETS), 'values of flags that the command line does not set; fast: batches of 8 of '
+                  'similar length, rates of 20 Hz')
 # Network
 flags.DEFINE_integer('n_layer', 1, 'layers', lower_bound=1)
 flags.DEFINE_integer('n_regular', 300, 'LIF neurons per layer and direction', lower_bound=0)
@@ -37,12 +41,15 @@ flags.DEFINE_bool('BAglobal', False, 'uniform feedback, which a softmax readout 
 flags.DEFINE_bool('cell_train', True, 'train the network, not only the readout')
 flags.DEFINE_float('reg', 50.0, 'strength of the rate regularisation', lower_bound=0.0)
 flags.DEFINE_float('reg_rate', 10.0, 'target rate [Hz]', lower_bound=0.0)
+flags.DEFINE_enum('reg_over', 'batch', RATE_OVER, 'mean rates of the regularisation: over all steps of the padded batch, as '
+                  'published, or over the utterances alone')
 flags.DEFINE_bool('ramping_learning_rate', True, 'let the learning rate rise over the first 100 updates')
-flags.DEFINE_integer('truncT', -1, 'steps after which no gradient goes further back in time; -1: none')
+flags.DEFINE_integer('truncT', -1, 'frames of the random window to which each batch is cropped; -1: whole utterances')
 
 
 def main():
   program.apply_smoke(n_epochs=2, n_regular=20, n_adaptive=10, n_repeat=2, batch=8, test_batch=8)
+  program.preset(**PRESETS[FLAGS.preset])
   bptt = FLAGS.eprop is None and not FLAGS.BAglobal
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')
@@ -53,15 +60,16 @@ def main():
   with experiment.device():
     corpus = training.load_corpus()
     layers = [LSNNLayer(neurons.make(FLAGS.n_regular, FLAGS.n_adaptive, k), 1 if k else FLAGS.n_repeat, bptt, FLAGS.eprop_impl,
-                        FLAGS.rec, FLAGS.truncT) for k in range(FLAGS.n_layer)]
+                        FLAGS.rec) for k in range(FLAGS.n_layer)]
     settings = dict(
         training.common_settings(), kappa=float(exp_decay(FLAGS.tau_out)) if FLAGS.psp_out else 0.0,
         all_layers=FLAGS.loss_from_all_layers, readout_bias=FLAGS.readout_bias, train_network=FLAGS.cell_train,
-        rate_cost=FLAGS.reg, rate_target=FLAGS.reg_rate * FLAGS.dt / 1000)
+        rate_cost=FLAGS.reg, rate_over=FLAGS.reg_over, rate_target=FLAGS.reg_rate * FLAGS.dt / 1000)
     if FLAGS.BAglobal:
       settings['feedback'] = 'uniform'
     training.train('solve_timit_with_framewise_lsnn', Network(layers), Settings(**settings), corpus,
-                   ramp=100 if FLAGS.ramping_learning_rate else 0)
+                   optimizer='adam' if FLAGS.adam else 'sgd', ramp=100 if FLAGS.ramping_learning_rate else 0,
+                   window=FLAGS.truncT)
 
 
 if __name__ == '__main__':

@@ -29,13 +29,16 @@ FLAGS.set_default('readout_decay', 1e-3)
 
 def main():
   program.apply_smoke(n_epochs=2, n_lstm=20, batch=8, test_batch=8)
+  if not FLAGS.adam:
+    program.preset(momentum=0.0)  # published: plain gradient descent
   bptt = FLAGS.eprop is None
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')
   with experiment.device():
     corpus = training.load_corpus()
     layers = [LSTMLayer(FLAGS.n_lstm, bptt, FLAGS.eprop_impl, init_scale=FLAGS.init_scale) for _ in range(FLAGS.n_layer)]
-    training.train('solve_timit_with_framewise_lstm', Network(layers), Settings(**training.common_settings()), corpus)
+    training.train('solve_timit_with_framewise_lstm', Network(layers), Settings(**training.common_settings()), corpus,
+                   optimizer='adam' if FLAGS.adam else 'sgd')
 
 
 if __name__ == '__main__':

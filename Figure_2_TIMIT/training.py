@@ -1,4 +1,4 @@
-"""Training and evaluation of a classifier of speech, the same for frames and for CTC: flags, batches, loop, results.
+"""Training of a classifier of speech, the same for frames and for CTC: flags, loop, results.
 
 A run's iterations are updates; after each epoch the network is validated, and the weights of the best validation error are
 the ones that are tested at the end (the published LSNN took those of the best test error).
@@ -12,11 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from classifier import Batch, Classifier
+from batches import crop, epoch_batches, make_batch
+from classifier import Classifier, REVERSE
 import data
+from evaluation import Evaluator, report
 from experiment import rng
 import files
-from phones import fold
 import result_plots
 import scores
 
@@ -29,6 +30,10 @@ program.DEFINE_path('dataset', None, 'folder that timit_processing.py wrote; def
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features')
 flags.DEFINE_bool('reduced_phns', False, 'train on 39 phones instead of 61')
 flags.DEFINE_string('comment', '', 'a note, kept in config.json')
+flags.DEFINE_enum('batch_order', 'random', ['random', 'length'], 'utterances of a batch: drawn at random, or of similar length, '
+                  'which takes less padding')
+flags.DEFINE_enum('reverse', 'batch', REVERSE, 'where the backward direction begins: at the end of the padded batch, as '
+                  'published, or of each utterance')
 # Learning
 flags.DEFINE_enum('eprop', None, ['symmetric', 'adaptive', 'random'], 'e-prop with this feedback; without: BPTT')
 flags.DEFINE_enum('eprop_impl', 'adjoint', ['adjoint', 'hardcoded', 'autodiff'], 'how the gradient is computed; all give the '
@@ -42,29 +47,31 @@ flags.DEFINE_float('lr_decay', 0.3, 'factor of the learning rate', 0.0)
 flags.DEFINE_integer('lr_decay_every', -1, 'updates (CTC: epochs) between two decays; -1: never')
 flags.DEFINE_bool('adam', True, 'Adam, else momentum')
 flags.DEFINE_float('adam_epsilon', 1e-5, 'epsilon of Adam', lower_bound=0.0)
-flags.DEFINE_float('momentum', 0.9, 'momentum without Adam', 0.0, 1.0)
-flags.DEFINE_float('l2', 1e-5, 'L2 regularisation: l2 / 2 times the sum of squares of all that is trained', lower_bound=0.0)
-flags.DEFINE_float('gd_noise', 0.0, 'standard deviation of noise on the gradient', lower_bound=0.0)
-flags.DEFINE_float('input_noise', 0.0, 'standard deviation of noise on the features while training', lower_bound=0.0)
-flags.DEFINE_float('w_noise', 0.0, 'standard deviation of noise on the weights while their gradient is computed',
-                   lower_bound=0.0)
-flags.DEFINE_integer('noise_step_start', -1, 'update at which the three noises begin; -1: at the first')
-flags.DEFINE_integer('noise_epoch_start', 1, 'epoch, counted from 1, before which they do not begin')
-flags.DEFINE_float('drop_out_probability', -1.0, 'probability with which drop-out keeps an output; -1: no drop-out')
-flags.DEFINE_float('grad_clip', 0.0, 'largest norm of the gradient; 0: no limit', lower_bound=0.0)
+flags.DEFINE_float('momentum', 0.9, 'momentum, or the first decay of Adam', 0.0, 1.0)
+flags.DEFINE_float('l2', 1e-5, 'L2 regularisation: l2 times the sum of squares of all that is trained', lower_bound=0.0)
+flags.DEFINE_float('gd_noise', 0.06 ** 2 * 10, 'standard deviation of noise on the gradient, from the update on that '
+                   '--noise_step_start says', lower_bound=0.0)
+flags.DEFINE_integer('noise_step_start', -1, 'number of updates after which the noise on the gradient begins; -1: never')
+flags.DEFINE_float('drop_out_probability', -1.0, 'probability with which drop-out keeps an input of a layer or of the readout; '
+                   '-1: no drop-out')
 # Output
 flags.DEFINE_integer('print_every', 100, 'updates between two printed lines')
 flags.DEFINE_bool('plot', True, 'draw the figures')
 program.DEFINE_path('checkpoint', None, 'evaluate the weights in this .npz (best_weights.npz or final_weights.npz of a run with '
                     'the same flags) instead of training')
 program.DEFINE_path('load', None, 'weights to begin training with, an .npz as for --checkpoint')
-
-for _name in ('cuda_device', 'clip', 'l1', 'n_delay', 'proportion_excitatory', 'rewiring_temperature', 'run_id', 'verbose'):
-  flags.DEFINE_string(_name, None, 'published flag without effect')
+# Published flags without effect
+flags.DEFINE_string('cuda_device', None, 'no effect')
+flags.DEFINE_string('clip', None, 'no effect')
+flags.DEFINE_string('l1', None, 'no effect')
+flags.DEFINE_string('n_delay', None, 'no effect')
+flags.DEFINE_string('proportion_excitatory', None, 'no effect')
+flags.DEFINE_string('rewiring_temperature', None, 'no effect')
+flags.DEFINE_string('run_id', None, 'no effect')
+flags.DEFINE_string('verbose', None, 'no effect')
 
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'rate_hz', 'learning_rate', 'validation_loss', 'validation_error')
 FREE_FLAGS = ('n_epochs', 'print_every', 'plot', 'comment', 'dataset')  # a resumed run may have other values
-N_BUCKETS = 4
 
 
 def load_corpus():
@@ -73,8 +80,7 @@ def load_corpus():
   Raises:
     UserError: there is none; the message names the three ways to get one.
   """
-  folders = [data.folder_of(FLAGS.result_dir, corpus, FLAGS.preproc)
-             for corpus in ('timit', 'nltk_sample', 'espeak', 'espeak_full')]
+  folders = [data.folder_of(FLAGS.result_dir, corpus, FLAGS.preproc) for corpus in ('timit', 'nltk_sample', 'espeak')]
   found = [folder for folder in folders if os.path.isdir(folder)]
   corpus = data.load(FLAGS.dataset or (found or folders)[0])
   print(f'{corpus.metadata["label"]}: {", ".join(f"{len(s.ids)} {name}" for name, s in zip(data.SPLITS, corpus[:3]))} utterances '
@@ -82,125 +88,126 @@ def load_corpus():
   return corpus
 
 
-def bucket_bounds(corpus):
-  """Lengths to which batches are padded: a few, so that few shapes are compiled."""
-  lengths = np.concatenate([split.lengths for split in corpus[:3]])
-  return np.unique(np.ceil(np.quantile(lengths, np.arange(1, N_BUCKETS + 1) / N_BUCKETS)).astype(int))
-
-
-def epoch_batches(lengths, n_batch, generator):
-  """Utterances of an epoch in batches of similar length: sorted by a noisy length, cut, and the batches shuffled.
-
-  Args:
-    lengths: int [U].
-    n_batch: utterances per batch; one batch may have fewer.
-    generator: numpy Generator.
-
-  Returns:
-    list of int arrays, indices of utterances.
-  """
-  order = np.argsort(lengths * np.exp(generator.uniform(-0.3, 0.3, len(lengths))))
-  batches = np.split(order, np.arange(n_batch, len(order), n_batch))
-  return [batches[k] for k in generator.permutation(len(batches))]
-
-
-def make_batch(split, indices, n_batch, bounds, n_phones, ctc):
-  """Pads utterances to a Batch.
-
-  Args:
-    split: data.Split.
-    indices: which utterances, at most n_batch.
-    n_batch: B; filled up with utterances of length 0.
-    bounds: lengths to choose F from.
-    n_phones: 61 or 39.
-    ctc: targets are phone sequences instead of classes of frames.
-
-  Returns:
-    Batch of arrays.
-  """
-  lengths = np.zeros(n_batch, np.int32)
-  lengths[:len(indices)] = split.lengths[indices]
-  n_frames = bounds[np.searchsorted(bounds, lengths.max())]
-  x = np.zeros((n_frames, n_batch, split.features[0].shape[1]), FLAGS.dtype)
-  phones = split.phones[n_phones]
-  targets = np.zeros((n_batch, max(map(len, phones.runs))) if ctc else (n_frames, n_batch), np.int32)
-  target_lengths = np.zeros(n_batch, np.int32)
-  for b, k in enumerate(indices):
-    x[:lengths[b], b] = split.features[k]
-    if ctc:
-      target_lengths[b] = len(phones.runs[k])
-      targets[b, :target_lengths[b]] = phones.runs[k]
-    else:
-      targets[:lengths[b], b] = phones.frames[k]
-  return Batch(x, lengths, targets, target_lengths)
-
-
-def learning_rate(iteration, per_epoch, ramp, decay_in_epochs):
-  """Learning rate of an update, counted from 1."""
-  steps = (iteration - 1) // per_epoch if decay_in_epochs else iteration - 1
-  n_decays = steps // FLAGS.lr_decay_every if FLAGS.lr_decay_every > 0 else 0
-  return FLAGS.lr_init * FLAGS.lr_decay ** n_decays * (min(1, iteration / ramp) if ramp else 1)
-
-
-class Evaluator:
-  """Runs a classifier over a split without learning.
-
-  Args:
-    classifier: Classifier.
-    bounds: lengths to pad to.
-    n_phones: 61 or 39, the classes it was trained on.
-  """
-
-  def __init__(self, classifier, bounds, n_phones):
-    self.classifier, self.bounds, self.n_phones = classifier, bounds, n_phones
-    self.ctc = classifier.settings.loss == 'ctc'
-    self._evaluate = tf.function(classifier.evaluate)
-
-  def __call__(self, split, beam_width=scores.BEAM_WIDTH):
-    """Evaluates a data.Split; CTC decodes with this beam width.
-
-    Returns:
-      dict of numbers: loss, error (what models are chosen by: the published measure), and those of scores.py; dict of what
-      the figures show: predicted (list of int [T] or of phone sequences), logits (list of [T, K]), rates [2 N] per layer.
-    """
-    order = np.argsort(split.lengths, kind='stable')
-    losses, rates, logits = [], 0, [None] * len(order)
-    for indices in np.split(order, np.arange(FLAGS.test_batch, len(order), FLAGS.test_batch)):
-      batch = make_batch(split, indices, FLAGS.test_batch, self.bounds, self.n_phones, self.ctc)
-      result = self._evaluate(batch)
-      losses.append(float(result.loss) * len(indices))
-      rates += np.concatenate(result.rates) * batch.lengths.sum() / split.lengths.sum()
-      for b, k in enumerate(indices):
-        logits[k] = result.logits[:split.lengths[k], b].numpy()
-    phones = split.phones[self.n_phones]
-    if self.ctc:
-      predicted = scores.decode_all(logits, beam_width)
-      numbers = scores.phone_errors(predicted, phones.runs, self.n_phones == 61)
-      error = numbers['per_mean_over_utterances']
-    else:
-      predicted = [y.argmax(1) for y in logits]
-      numbers = scores.frame_errors(predicted, phones.frames)
-      error = numbers['frame_error']
-      if self.n_phones == 61:
-        folded = scores.frame_errors([fold(p) for p in predicted], split.phones[39].frames)
-        numbers |= {f'{name}_39_phones': value for name, value in folded.items()}
-    return dict(loss=sum(losses) / len(order), error=error, **numbers), dict(predicted=predicted, logits=logits, rates=rates)
+def common_settings():
+  """The Settings that are the same flags in all scripts."""
+  return dict(feedback=FLAGS.eprop or 'symmetric', readout_decay=FLAGS.readout_decay, l2=FLAGS.l2, reverse=FLAGS.reverse,
+              keep=FLAGS.drop_out_probability if FLAGS.drop_out_probability > 0 else 1.0)
 
 
 def build(network, settings, corpus):
-  """The Classifier of a script, its weights drawn from --seed."""
+  """The Classifier of a script, its weights drawn from --seed, and its number of phones."""
   n_phones = 39 if FLAGS.reduced_phns else 61
   n_classes = n_phones + (settings.loss == 'ctc')  # the blank
   return Classifier(network, settings, corpus.metadata['n_features'], n_classes, rng('weights'), FLAGS.dtype), n_phones
 
 
-def common_settings():
-  """The Settings that are the same flags in all scripts."""
-  return dict(feedback=FLAGS.eprop or 'symmetric', readout_decay=FLAGS.readout_decay, l2=FLAGS.l2,
-              keep=FLAGS.drop_out_probability if FLAGS.drop_out_probability > 0 else 1.0, grad_clip=FLAGS.grad_clip)
+def make_optimizer(kind, variables):
+  """The optimizer 'adam', 'sgd' (with momentum) or 'rmsprop', built for a list of variables."""
+  dtype = np.dtype(FLAGS.dtype).type  # typed constants: Keras rounds Python's floats to float32
+  if kind == 'adam':
+    optimizer = keras.optimizers.Adam(FLAGS.lr_init, dtype(FLAGS.momentum), dtype(0.999), epsilon=FLAGS.adam_epsilon)
+  elif kind == 'rmsprop':
+    optimizer = keras.optimizers.RMSprop(FLAGS.lr_init, momentum=FLAGS.momentum, epsilon=FLAGS.adam_epsilon)
+  else:
+    optimizer = keras.optimizers.SGD(FLAGS.lr_init, momentum=FLAGS.momentum)
+  optimizer.build(variables)
+  return optimizer
 
 
-def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, published='not available'):
+class Schedule:
+  """What depends on the number of the update, counted from 1.
+
+  Args:
+    per_epoch: updates of an epoch.
+    ramp: updates in which the learning rate rises from 0 to its value; 0: it does not.
+    decay_every: updates between two decays of the learning rate; -1: never.
+    noise_start: first update with noise on the gradient, or None.
+  """
+
+  def __init__(self, per_epoch, ramp=0, decay_every=-1, noise_start=None):
+    self.per_epoch, self.ramp, self.decay_every, self.noise_start = per_epoch, ramp, decay_every, noise_start
+
+  def learning_rate(self, iteration):
+    """Learning rate; in the ramp lr_init k / (ramp - 1) with k from 0."""
+    n_decays = (iteration - 1) // self.decay_every if self.decay_every > 0 else 0
+    rise = min(1, (iteration - 1) / (self.ramp - 1)) if self.ramp else 1
+    return FLAGS.lr_init * FLAGS.lr_decay ** n_decays * rise
+
+  def gradient_noise(self, iteration):
+    """Standard deviation of the noise on the gradient."""
+    return FLAGS.gd_noise if self.noise_start is not None and iteration >= self.noise_start else 0.0
+
+
+def training_batches(split, per_epoch, n_phones, ctc, first, input_noise=0.0, window=-1):
+  """Yields the Batch of each update from `first` on; the next one is made while the caller uses the last.
+
+  Args:
+    split: data.Split.
+    per_epoch: updates of an epoch.
+    n_phones, ctc: as for batches.make_batch.
+    first: number of the first update, from 1.
+    input_noise: standard deviation of noise on the features.
+    window: frames to crop each batch to; -1: all.
+  """
+  batches = {}
+
+  def make(iteration):
+    epoch, k = divmod(iteration - 1, per_epoch)
+    if epoch not in batches:
+      batches.clear()
+      batches[epoch] = epoch_batches(split.lengths, FLAGS.batch, rng('train', epoch), FLAGS.batch_order == 'length')
+    batch = make_batch(split, batches[epoch][k], FLAGS.batch, n_phones, ctc, FLAGS.dtype)
+    if window > 0:
+      batch = crop(batch, window, rng('window', iteration))
+    if input_noise:
+      noise = input_noise * rng('input noise', iteration).standard_normal(batch.x.shape, dtype=batch.x.dtype)
+      batch = batch._replace(x=batch.x + noise)
+    return batch
+
+  return experiment.prefetched(make, first)
+
+
+class Best:
+  """The weights of the best validation error so far, in variables of their own, which checkpoints hold too.
+
+  Args:
+    weights: dict of tf.Variables.
+  """
+
+  def __init__(self, weights):
+    self.weights = weights
+    self.kept = {f'best_{name}': tf.Variable(w) for name, w in weights.items()}
+    self.error, self.epoch = tf.Variable(np.inf, dtype=tf.float64), tf.Variable(0)
+    self.variables = dict(self.kept, best_error=self.error, best_epoch=self.epoch)
+
+  def offer(self, error, epoch):
+    """Keeps the weights if their validation error is the lowest so far."""
+    if error < self.error:
+      self.error.assign(error)
+      self.epoch.assign(epoch)
+      for name, w in self.weights.items():
+        self.kept[f'best_{name}'].assign(w)
+
+  def restore(self):
+    """Gives the network its best weights; returns them as a dict of arrays."""
+    for name, w in self.weights.items():
+      w.assign(self.kept[f'best_{name}'])
+    return {name: w.numpy() for name, w in self.weights.items()}
+
+
+def test_only(script, network, settings, corpus):
+  """Evaluates the weights in --checkpoint."""
+  classifier, n_phones = build(network, settings, corpus)
+  experiment.restore(classifier.named_variables(), FLAGS.checkpoint)
+  folder = os.path.join(FLAGS.result_dir, script, 'evaluation_' + os.path.basename(FLAGS.checkpoint).removesuffix('.npz'))
+  os.makedirs(folder, exist_ok=True)
+  lines, summary, signs = report(folder, Evaluator(classifier, n_phones, FLAGS.test_batch), corpus, FLAGS.plot)
+  files.write_json(os.path.join(folder, 'summary.json'), dict(summary, signs_of_death=signs))
+  print('\n'.join([*lines, *experiment.death_lines(signs), f'results:    {folder}']))
+
+
+def train(script, network, settings, corpus, optimizer='adam', ramp=0, decay_in_epochs=False, noise_epoch_start=None,
+          input_noise=0.0, weight_noise=0.0, window=-1):
   """Trains and tests; or, with --checkpoint, only tests.
 
   Args:
@@ -208,156 +215,60 @@ def train(script, network, settings, corpus, ramp=0, decay_in_epochs=False, publ
     network: networks.Network.
     settings: classifier.Settings.
     corpus: data.Corpus.
-    ramp: updates in which the learning rate rises from 0 to its value.
+    optimizer: as for `make_optimizer`.
+    ramp: as for Schedule.
     decay_in_epochs: --lr_decay_every counts epochs, not updates.
-    published: the published number beside ours.
+    noise_epoch_start: epochs, and an epoch more, after which the noise on the gradient begins; None: --noise_step_start.
+    input_noise, window: as for `training_batches`.
+    weight_noise: as for Classifier.update.
   """
-  classifier, n_phones = build(network, settings, corpus)
-  ctc = settings.loss == 'ctc'
-  bounds = bucket_bounds(corpus)
-  evaluate = Evaluator(classifier, bounds, n_phones)
   if FLAGS.checkpoint:
-    experiment.restore(classifier.variables(), FLAGS.checkpoint)
-    folder = os.path.join(FLAGS.result_dir, script, 'evaluation_' + os.path.basename(FLAGS.checkpoint).removesuffix('.npz'))
-    os.makedirs(folder, exist_ok=True)
-    lines, summary, signs = report(folder, classifier, evaluate, corpus, published)
-    files.write_json(os.path.join(folder, 'summary.json'), dict(summary, signs_of_death=signs))
-    print('\n'.join([*lines, *experiment.death_lines(signs), f'results:    {folder}']))
+    test_only(script, network, settings, corpus)
     return
-
-  dtype = np.dtype(FLAGS.dtype).type
-  if FLAGS.adam:  # typed constants: Keras rounds Python's floats to float32
-    optimizer = keras.optimizers.Adam(FLAGS.lr_init, dtype(0.9), dtype(0.999), epsilon=FLAGS.adam_epsilon)
-  else:
-    optimizer = keras.optimizers.SGD(FLAGS.lr_init, momentum=FLAGS.momentum)
-  optimizer.build(classifier.trainable())
+  classifier, n_phones = build(network, settings, corpus)
+  evaluate = Evaluator(classifier, n_phones, FLAGS.test_batch)
+  optimizer = make_optimizer(optimizer, classifier.learning(classifier.variables))
+  weights = classifier.named_variables()
   if FLAGS.load:
-    experiment.restore(classifier.variables(), FLAGS.load)
-  update = tf.function(lambda batch, seed, *noise: classifier.update(optimizer, batch, seed, *noise))
-
-  weights = classifier.variables()
-  best = {f'best_{name}': tf.Variable(w) for name, w in weights.items()}
-  best_error = tf.Variable(np.inf, dtype=tf.float64)
-  best_epoch = tf.Variable(0)
+    experiment.restore(weights, FLAGS.load)
+  best = Best(weights)
   state = {f'optimizer_{k}': v.value for k, v in enumerate(optimizer.variables)}
-  run = experiment.Run(script, COLUMNS, dict(weights, **best, best_error=best_error, best_epoch=best_epoch, **state), FREE_FLAGS,
-                       corpus.identity)
+  run = experiment.Run(script, COLUMNS, dict(weights, **best.variables, **state), FREE_FLAGS, corpus.identity)
 
-  train_split = corpus.train
-  per_epoch = -(-len(train_split.ids) // FLAGS.batch)
-  noise_start = max(FLAGS.noise_step_start, 1 + (FLAGS.noise_epoch_start - 1) * per_epoch)
-  batches = {}
-
-  def make(iteration):
-    epoch, k = divmod(iteration - 1, per_epoch)
-    if epoch not in batches:
-      batches.clear()
-      batches[epoch] = epoch_batches(train_split.lengths, FLAGS.batch, rng('train', epoch))
-    batch = make_batch(train_split, batches[epoch][k], FLAGS.batch, bounds, n_phones, ctc)
-    if FLAGS.input_noise and iteration >= noise_start:
-      noise = FLAGS.input_noise * rng('input noise', iteration).standard_normal(batch.x.shape, dtype=batch.x.dtype)
-      batch = batch._replace(x=batch.x + noise)
-    return batch
-
-  stream = experiment.prefetched(make, run.iteration + 1)
+  per_epoch = -(-len(corpus.train.ids) // FLAGS.batch)
+  noise_start = FLAGS.noise_step_start + 1 if FLAGS.noise_step_start >= 0 else None
+  if noise_epoch_start is not None:
+    noise_start = (noise_epoch_start + 1) * per_epoch + 1
+  decay_every = FLAGS.lr_decay_every * (per_epoch if decay_in_epochs else 1)
+  schedule = Schedule(per_epoch, ramp, decay_every, noise_start)
+  update = tf.function(lambda batch, seed, noise: classifier.update(optimizer, batch, seed, noise, weight_noise))
+  stream = training_batches(corpus.train, per_epoch, n_phones, evaluate.ctc, run.iteration + 1, input_noise, window)
   for iteration in run.iterations(FLAGS.n_epochs * per_epoch, FLAGS.print_every if FLAGS.print_every > 0 else per_epoch):
-    rate = learning_rate(iteration, per_epoch, ramp, decay_in_epochs)
-    optimizer.learning_rate.assign(rate)
-    noise = (FLAGS.gd_noise, FLAGS.w_noise) if iteration >= noise_start else (0.0, 0.0)
-    result = update(next(stream), tf.constant([FLAGS.seed, iteration]), *noise)
-    mean_rate = np.mean(np.concatenate(result.rates))
-    run.guard(iteration, float(result.loss), mean_rate if network.spiking else None)
+    optimizer.learning_rate.assign(schedule.learning_rate(iteration))
+    result = update(next(stream), tf.constant([FLAGS.seed, iteration]), schedule.gradient_noise(iteration))
+    rate, epoch = np.mean(np.concatenate(result.rates)), -(-iteration // per_epoch)
+    run.guard(iteration, float(result.loss), rate if network.spiking else None)
     validation = {}
-    epoch, rest = divmod(iteration, per_epoch)
-    if rest == 0:
+    if iteration % per_epoch == 0:
       validation, _ = evaluate(corpus.dev, scores.VALIDATION_BEAM_WIDTH)
-      if validation['error'] < best_error:
-        best_error.assign(validation['error'])
-        best_epoch.assign(epoch)
-        for name, w in weights.items():
-          best[f'best_{name}'].assign(w)
-    run.log(iteration, epoch=(iteration - 1) // per_epoch + 1, train_loss=float(result.loss),
-            train_error=None if ctc else float(result.error), rate_hz=1000 * mean_rate if network.spiking else None,
-            learning_rate=rate,
+      best.offer(validation['error'], epoch)
+    run.log(iteration, epoch=epoch, train_loss=float(result.loss), train_error=None if evaluate.ctc else float(result.error),
+            rate_hz=1000 * rate if network.spiking else None, learning_rate=schedule.learning_rate(iteration),
             validation_loss=validation.get('loss'), validation_error=validation.get('error'))
   stream.close()
+  finish(run, evaluate, best, corpus)
 
-  last = {name: w.numpy() for name, w in weights.items()}
-  for name, w in weights.items():
-    w.assign(best[f'best_{name}'])
-  arrays = {name: w.numpy() for name, w in weights.items()}
+
+def finish(run, evaluate, best, corpus):
+  """Tests the best weights and writes what is left to write of an experiment.Run."""
+  last = {name: w.numpy() for name, w in best.weights.items()}
+  arrays = best.restore()
   files.check_finite(arrays, f'at the end of the run; {run.path("best_weights.npz")} is not written')
   files.write_npz(run.path('best_weights.npz'), arrays)
-  lines, summary, signs = report(run.folder, classifier, evaluate, corpus, published)
+  lines, summary, signs = report(run.folder, evaluate, corpus, FLAGS.plot)
   if FLAGS.plot:
     result_plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'),
-                                'phone error' if ctc else 'frame error', corpus.metadata['label'])
-  run.finish(last, dict(summary, best_epoch=int(best_epoch), best_validation_error=float(best_error)),
-             [f'after {FLAGS.n_epochs} epochs; the best validation error came after epoch {int(best_epoch)}', *lines], signs)
-
-
-def report(folder, classifier, evaluate, corpus, published):
-  """Tests the weights as they are; writes figures and figure.npz.
-
-  Returns:
-    Lines to print; numbers for summary.json; signs of death.
-  """
-  summary = {}
-  for name, split in (('validation', corpus.dev), ('test', corpus.test)):
-    numbers, shown = evaluate(split)
-    summary |= {f'{name}_{key}': value for key, value in numbers.items()}
-  spiking = classifier.network.spiking
-  summary |= dict(corpus=corpus.metadata['label'], synthetic=corpus.metadata['synthetic'],
-                  rate_hz=1000 * float(np.mean(shown['rates'])) if spiking else None)
-  ctc, n_phones = evaluate.ctc, evaluate.n_phones
-  if ctc:
-    lines = [f'test phone error: {100 * summary["test_per"]:.1f} % of all phones, '
-             f'{100 * summary["test_per_mean_over_utterances"]:.1f} % as the published mean over utterances (39 phones)']
-  else:
-    lines = [f'test frame error: {100 * summary["test_frame_error"]:.1f} % in {n_phones} classes (mean over utterances)']
-    if n_phones == 61:
-      lines[0] += f', {100 * summary["test_frame_error_39_phones"]:.1f} % in 39'
-  lines += [f'corpus:     {corpus.metadata["label"]}', f'published:  {published}']
-  if FLAGS.plot:
-    arrays = record(classifier, evaluate, corpus, shown)
-    files.write_npz(os.path.join(folder, 'figure.npz'), arrays, compressed=True)
-    result_plots.utterance(arrays, os.path.join(folder, 'utterance.png'), FLAGS.show)
-    if not ctc:
-      to_39 = fold if n_phones == 61 else np.asarray
-      table = scores.confusion([to_39(p) for p in shown['predicted']], corpus.test.phones[39].frames, 39)
-      result_plots.confusion(table, corpus.metadata['classes39'], os.path.join(folder, 'confusion.png'),
-                             lines[0] + '\n' + corpus.metadata['label'])
-    if spiking:
-      result_plots.rates(1000 * shown['rates'], os.path.join(folder, 'rates.png'), corpus.metadata['label'])
-    lines.append(f'figures:    {os.path.join(folder, "utterance.png")}')
-  return lines, summary, experiment.signs_of_death(np.mean(shown['rates']) if spiking else None, shown['logits'])
-
-
-def record(classifier, evaluate, corpus, shown, k=0):
-  """Utterance k of the test split as the figure shows it; a dict of arrays."""
-  split, n_phones = corpus.test, evaluate.n_phones
-  length, logits = split.lengths[k], shown['logits'][k]
-  batch = make_batch(split, [k], 1, evaluate.bounds, n_phones, evaluate.ctc)
-  layer = classifier.network.layers[0]
-  outputs = classifier.network.forward(batch.x, batch.lengths, classifier.layers, every_step=True)[1][0][:, 0, :layer.units]
-  posterior = np.exp(logits - logits.max(1, keepdims=True))
-  posterior /= posterior.sum(1, keepdims=True)
-  classes = list(corpus.metadata[f'classes{n_phones}']) + ['blank'] * evaluate.ctc
-  true = split.phones[n_phones]
-  if evaluate.ctc:  # decoded phones have no times: they stand where the blank gives way, in their order
-    predicted = scores.merge(shown['predicted'][k])
-    starts = spike_times(posterior, len(predicted))
-  else:
-    predicted, starts = data.runs_of(shown['predicted'][k])
-  n_regular = int(np.sum(np.broadcast_to(layer.cell.beta, layer.units) == 0)) if classifier.network.spiking else 0
-  return dict(features=split.features[k][:, :41], outputs=outputs[:length * classifier.network.n_repeat].numpy(),
-              spiking=classifier.network.spiking, n_regular=n_regular, posterior=posterior, predicted=predicted,
-              predicted_starts=starts, true=true.runs[k], true_starts=true.run_starts[k], classes=np.array(classes),
-              title=f'{split.ids[k]}: {corpus.metadata["label"]}')
-
-
-def spike_times(posterior, n):
-  """Frames of the n strongest rises of the probability that a frame is not blank, in order: where CTC sees phones."""
-  not_blank = 1 - posterior[:, -1]
-  rise = np.diff(not_blank, prepend=0)
-  return np.sort(np.argsort(-rise, kind='stable')[:n])
+                                'phone error' if evaluate.ctc else 'frame error', corpus.metadata['label'])
+  epoch = int(best.epoch)
+  run.finish(last, dict(summary, best_epoch=epoch, best_validation_error=float(best.error)),
+             [f'after {FLAGS.n_epochs} epochs; the best validation error came after epoch {epoch}', *lines], signs)
