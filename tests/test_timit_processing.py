@@ -1,12 +1,11 @@
-"""Speech data of figure 2: corpora, features, labels, the synthetic corpus, and timit_processing.py as a user calls it."""
+"""Speech data of figure 2: corpora, features, labels, and timit_processing.py as a user calls it."""
+import hashlib
 import json
 import pathlib
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,16 +17,13 @@ sys.path.append(str(FOLDER))  # after the Figure 3 folder, whose experiment.py i
 
 import corpora  # noqa: E402
 import data  # noqa: E402
-import espeak_corpus  # noqa: E402
 from files import UserError  # noqa: E402
 import features  # noqa: E402
 import phones  # noqa: E402
-import sentences  # noqa: E402
 from program import FLAGS  # noqa: E402
 import timit_plots  # noqa: E402
 
 SAMPLE = ROOT / 'tests' / 'data' / 'timit_sample'
-WHOLE_SAMPLE = ROOT.parent / 'shared' / 'data' / 'timit_sample'
 SCRIPT = FOLDER / 'timit_processing.py'
 if not FLAGS.is_parsed():
   FLAGS(['pytest'])
@@ -117,20 +113,21 @@ def test_standard_split():
   counts = [len(corpora._speakers(table)) for table in (corpora.DEV_SPEAKERS, corpora.TEST_SPEAKERS)]
   assert counts == [50, 24] and [8 * n for n in counts] == [400, 192]
   assert 8 * sum(corpora.TRAINING_SPEAKERS.values()) == 3696
-  published = ROOT.parent / 'shared' / 'data' / 'timit_standard_split.json'
-  if published.exists():
-    split = json.loads(published.read_text())
-    assert corpora._speakers(corpora.DEV_SPEAKERS) == set(split['development_speakers'])
-    assert corpora._speakers(corpora.TEST_SPEAKERS) == set(split['core_test_speakers'])
+  digests = [hashlib.sha256(' '.join(sorted(corpora._speakers(table))).encode()).hexdigest()[:16]
+             for table in (corpora.DEV_SPEAKERS, corpora.TEST_SPEAKERS)]
+  assert digests == ['64b18b5ea74c3f2e', 'af7342ecbf803aad']  # of the published lists
 
 
-@pytest.mark.skipif(not WHOLE_SAMPLE.exists(), reason='the whole sample is not here')
-def test_whole_sample_is_split_by_speakers():
-  utterances, missing = corpora.nltk_sample(str(WHOLE_SAMPLE))
+def test_sample_is_split_by_speakers(complete):
+  utterances, missing = corpora.nltk_sample(str(complete))
   of = {split: [u for u in utterances if u.split == split] for split in data.SPLITS}
   assert {split: len(each) for split, each in of.items()} == dict(train=96, dev=16, test=16) and not missing
   assert {u.id[:3] for u in of['dev']} == {'dr7'} and {u.id[:3] for u in of['test']} == {'dr8'}
-  assert not any('/sa' in u.id for u in utterances)
+
+
+def test_published_constants():
+  assert (features.RATE, features.HOP, features.WINDOW, features.N_FILTERS) == (16000, 160, 400, 40)
+  assert features.N_FEATURES == dict(mfccs=39, fbank=123, htk=123)
 
 
 @pytest.mark.parametrize('upper', [True, False])
@@ -379,78 +376,6 @@ def test_failed_download(tmp_path, monkeypatch):
     corpora.download_sample(str(tmp_path))
   (tmp_path / 'corpora' / 'timit').mkdir(parents=True)
   assert corpora.download_sample(str(tmp_path)) == str(tmp_path / 'corpora' / 'timit')
-
-
-def contents(folder, ending):
-  return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(f'*{ending}'))
-          if path.is_file()}
-
-
-def test_espeak_killed_and_resumed(tmp_path, process):
-  sizes = ('--corpus=espeak', '--n_train=40', '--n_dev=9', '--n_test=9')
-  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
-  run = subprocess.Popen([sys.executable, str(SCRIPT), *sizes, f'--result_dir={killed}'], stdout=subprocess.DEVNULL,
-                         stderr=subprocess.DEVNULL)
-  while run.poll() is None and len(contents(killed, '.wav')) < 12:
-    time.sleep(0.02)
-  run.send_signal(signal.SIGKILL)
-  run.wait()
-  time.sleep(0.3)
-  there = len(contents(killed, '.wav'))
-  time.sleep(0.3)
-  assert len(contents(killed, '.wav')) == there  # its worker processes ended with it
-  assert 12 <= len(contents(killed, '.wav')) < 58 and not (killed / 'timit_processed').exists()
-  process(*sizes, f'--result_dir={whole}')
-  for audio in contents(whole, '.wav'):  # nothing that is there is half written
-    if (killed / audio).exists():
-      assert (killed / audio).read_bytes() == (whole / audio).read_bytes()
-  output = process(*sizes, f'--result_dir={killed}')
-  assert 'synthetic speech by espeak-ng, not TIMIT' in output
-  corpus = contents(whole / 'espeak_corpus', '')
-  assert contents(killed / 'espeak_corpus', '') == corpus
-  for name in ('train.npz', 'dev.npz', 'test.npz'):
-    assert contents(killed / 'timit_processed', name) == contents(whole / 'timit_processed', name)
-  assert 'of other settings' in process(*sizes, f'--result_dir={whole}', '--seed=1', expect=2)
-
-  loaded = data.load(str(whole / 'timit_processed' / 'espeak_fbank'))
-  assert [len(split.ids) for split in loaded[:3]] == [40, 9, 9] and loaded.metadata['synthetic']
-  assert 'not TIMIT' in loaded.metadata['label'] and not loaded.metadata['skipped']
-  speakers, texts = ({split: set() for split in data.SPLITS} for _ in range(2))
-  for path in (whole / 'espeak_corpus').rglob('*.wav'):
-    with soundfile.SoundFile(path) as file:
-      assert file.comment == espeak_corpus.LABEL and file.samplerate == 16000
-    split = path.relative_to(whole / 'espeak_corpus').parts[0]
-    speakers[split].add(path.parent.name)
-    texts[split].add(path.with_suffix('.txt').read_text().split(' ', 2)[2])
-  for sets in (speakers, texts):
-    assert not (sets['train'] & sets['dev'] | sets['train'] & sets['test'] | sets['dev'] & sets['test'])
-  assert len(texts['train']) >= 38
-
-
-def test_voices_and_sentences_are_disjoint():
-  voices = [espeak_corpus.voices(split) for split in data.SPLITS]
-  assert [len(each) for each in voices] == [62, 10, 12] and len(set(sum(voices, []))) == 84
-  texts = {split: {sentences.sentence(split, np.random.default_rng(k)) for k in range(300)} for split in data.SPLITS}
-  assert not (texts['train'] & texts['dev'] | texts['train'] & texts['test'] | texts['dev'] & texts['test'])
-  assert len(texts['train']) > 290
-  assert not any(' a a' in text or ' a orange' in text or '+' in text for text in texts['train'])
-
-
-def test_phones_by_rule():
-  """A tone of 100 ms with 60 ms of silence at its end, a burst, a voiced stop, and a pause."""
-  step = espeak_corpus.ESPEAK_RATE // 100  # [samples], 10 ms
-  tone = (8000 * np.sin(np.arange(40 * step) * 0.2)).astype(np.int16)
-  audio = tone.copy()
-  audio[10 * step:16 * step] = 0
-  audio[34 * step:] = 0
-  phonemes = [(0, "'u:"), (16 * step, 't'), (20 * step, '@'), (24 * step, 'b'), (30 * step, 'I'), (34 * step, '_:')]
-  segments = espeak_corpus.to_segments(audio, phonemes)
-  assert [phone for _, phone in segments] == ['uw', 'tcl', 't', 'ax', 'bcl', 'b', 'ih', 'pau']
-  starts = np.array([start for start, _ in segments]) / step
-  assert np.abs(starts - [0, 10, 16, 20, 24, 27, 30, 34]).max() < 0.2
-  with pytest.raises(UserError, match='no TIMIT phone'):
-    espeak_corpus.to_segments(audio, [(0, 'x^')])
-  assert all(phone in phones.INDEX61 for parts in espeak_corpus.PHONES.values() for phone in parts)
 
 
 def test_picture_colours():
