@@ -5,8 +5,9 @@ Notation as in agent.py, and
   n, N       agent steps of a window; one more frame follows, whose value bootstraps the returns: the bootstrap frame
   T'         network steps of the window, S (N + 1): rate and voltage costs count the bootstrap frame, and all trials
   r, g       reward, discount per agent step
-  R[n]       r[n] + g (1 - done[n]) R[n+1], the return, R[N] = V[N];  advantage R - V
   delta[n]   r[n] + g (1 - done[n]) V[n+1] - V[n], the TD error; done[n] is reset[n+1]
+  A[n]       delta[n] + g lambda (1 - done[n]) A[n+1], the advantage, A[N] = 0 (generalised advantage estimation)
+  R[n]       V[n] + A[n], the return; with lambda = 1, r[n] + g (1 - done[n]) R[n+1] and R[N] = V[N]
 """
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ VOLTAGE_METHODS = ('avg_time', 'avg_all')
 class Costs(NamedTuple):
   """Weights of the losses; defaults of the published runs."""
   discounting: float = 0.99        # per agent step
+  gae_lambda: float = 1.0
   baseline_cost: float = 1.0
   entropy_cost: float = 0.0025
   rate_cost: float = 50.0
@@ -38,6 +40,7 @@ class Window(NamedTuple):
   action: tf.Tensor  # int32 [N, B]
   reward: tf.Tensor  # [N, B]
   mask: tf.Tensor    # [N, B] weight of each step in the policy, value and entropy losses, see `episode_mask`
+  policy_weight: tf.Tensor = 1.0  # [] of the policy loss
 
 
 class Losses(NamedTuple):
@@ -54,7 +57,7 @@ class Signals(NamedTuple):
   """What the heads have to say, of N + 1 agent steps each; the bootstrap frame's are 0."""
   policy_value: tf.Tensor  # [N + 1, B, A + 1] derivative of policy and value loss by the heads' outputs, per unit advantage
   entropy: tf.Tensor       # [N + 1, B, A + 1] derivative of the entropy loss
-  advantage: tf.Tensor     # [N + 1, B] R - V
+  advantage: tf.Tensor     # [N + 1, B] A
   td_error: tf.Tensor      # [N + 1, B] delta
 
 
@@ -92,17 +95,17 @@ def learning_signals(costs, window):
     Signals, returns [N, B].
   """
   logits, value, done = window.records.logits, window.records.value, window.records.reset[1:]
-  returns = discounted_returns(window.reward, done, value[-1], costs.discounting)
   td_error = window.reward + costs.discounting * (1 - done) * value[1:] - value[:-1]
+  advantage = discounted_returns(td_error, done, tf.zeros_like(value[0]), costs.discounting * costs.gae_lambda)
   pi, log_pi = tf.nn.softmax(logits[:-1]), tf.nn.log_softmax(logits[:-1])
   entropy = -tf.reduce_sum(pi * log_pi, -1, keepdims=True)
   mask = window.mask[..., None]
-  of_policy = pi - tf.one_hot(window.action, logits.shape[-1], dtype=logits.dtype)
+  of_policy = window.policy_weight * (pi - tf.one_hot(window.action, logits.shape[-1], dtype=logits.dtype))
   of_value = -costs.baseline_cost * tf.ones_like(entropy)
   policy_value = mask * tf.concat([of_policy, of_value], -1)                                        # (37)
   of_entropy = mask * tf.concat([costs.entropy_cost * pi * (log_pi + entropy), tf.zeros_like(entropy)], -1)
   padded = lambda x: tf.pad(x, [[0, 1]] + [[0, 0]] * (x.shape.rank - 1))
-  return Signals(*map(padded, (policy_value, of_entropy, returns - value[:-1], td_error))), returns
+  return Signals(*map(padded, (policy_value, of_entropy, advantage, td_error))), value[:-1] + advantage
 
 
 class Seen(NamedTuple):
@@ -163,7 +166,7 @@ def all_losses(costs, window, advantage, seen, n_steps):
   entropy = -tf.reduce_sum(tf.exp(log_pi) * log_pi, -1)
   rate = seen.spikes / (n_steps * logits.shape[1])
   of_level = [tf.reduce_sum(tf.reduce_mean(level ** 2, 0)) for level in voltage_levels(costs, seen, n_steps)]
-  return Losses(policy=-tf.reduce_sum(mask * tf.stop_gradient(advantage) * of_action),
+  return Losses(policy=-window.policy_weight * tf.reduce_sum(mask * tf.stop_gradient(advantage) * of_action),
                 value=costs.baseline_cost / 2 * tf.reduce_sum(mask * advantage ** 2),
                 entropy=-costs.entropy_cost * tf.reduce_sum(mask * entropy),
                 rate=costs.rate_cost * tf.reduce_sum((rate - costs.rate_target) ** 2),

@@ -16,42 +16,38 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+import eprop
 import lsnn
+from spiking_cnn import Affine
 
 
-class _Weights(NamedTuple):
-  conv1: tf.Tensor     # [k, k, 1, F1]
-  bias1: tf.Tensor     # [F1]
-  conv2: tf.Tensor     # [k, k, F1, F2]
-  bias2: tf.Tensor     # [F2]
-  w_in: tf.Tensor      # [I, N], I = H2 W2 F2
-  w_rec: tf.Tensor     # [N, N]
-  w_policy: tf.Tensor  # [n_features, A]
-  b_policy: tf.Tensor  # [A]
-  w_value: tf.Tensor   # [n_features, 1]
-  b_value: tf.Tensor   # [1]
-  # Broadcast convolutions of the layers' spikes; [0] each where the heads see averages.
-  broadcast1: tf.Tensor       # [k', k', F1, F1']
-  bias_broadcast1: tf.Tensor  # [F1']
-  broadcast2: tf.Tensor       # [k', k', F2, F2']
-  bias_broadcast2: tf.Tensor  # [F2']
-
-
-class Weights(_Weights):
+class Weights(NamedTuple):
   """Trainable arrays, or the gradients of the loss with respect to them."""
-  __slots__ = ()
+  conv1: Affine       # w [k, k, 1, F1]
+  conv2: Affine       # w [k, k, F1, F2]
+  rnn: eprop.Weights  # w_in [I, N], I = H2 W2 F2, and w_rec [N, N]
+  policy: Affine      # w [n_features, A]
+  value: Affine       # w [n_features, 1]
+  view1: Affine       # of the broadcast convolution of layer 1, w [k', k', F1, F1']; () where the heads see averages
+  view2: Affine       # of that of layer 2, w [k', k', F2, F2']; or ()
 
-  def _asdict(self):
-    """Those that the agent has, by name, as files and optimizers hold them: without the empty ones."""
-    return {name: w for name, w in super()._asdict().items() if w.shape != (0,)}
+
+NAMES = Weights(Affine('conv1', 'bias1'), Affine('conv2', 'bias2'), eprop.Weights('w_in', 'w_rec'),
+                Affine('w_policy', 'b_policy'), Affine('w_value', 'b_value'), Affine('broadcast1', 'bias_broadcast1'),
+                Affine('broadcast2', 'bias_broadcast2'))
+
+
+def by_name(weights):
+  """Weights as files and optimizers hold them: {name: array}."""
+  return {name: w for names, part in zip(NAMES, weights) for name, w in zip(names, part)}
 
 
 class State(NamedTuple):
   """State of B agents after a network step."""
-  v1: tf.Tensor    # [B, H1, W1, F1]
-  v2: tf.Tensor    # [B, H2, W2, F2]
-  rnn: lsnn.State  # each [B, N]
-  y: tf.Tensor     # [B, A + 1]
+  v1: tf.Tensor          # [B, H1, W1, F1]
+  v2: tf.Tensor          # [B, H2, W2, F2]
+  rnn: lsnn.ALIF.State   # each [B, N]
+  y: tf.Tensor           # [B, A + 1]
 
 
 class Record(NamedTuple):
@@ -70,8 +66,8 @@ class Record(NamedTuple):
 
 
 def heads(weights):
-  """Both heads side by side: weights [n_features, A + 1] and bias [A + 1]."""
-  return tf.concat([weights.w_policy, weights.w_value], 1), tf.concat([weights.b_policy, weights.b_value], 0)
+  """Both heads side by side, Affine: w [n_features, A + 1], b [A + 1]."""
+  return Affine(*(tf.concat(pair, -1) for pair in zip(weights.policy, weights.value)))
 
 
 def truncated_normal(rng, shape):
@@ -97,8 +93,6 @@ class Agent:
     if conv2.size_in != conv1.size or n_repeat < 1 or n_actions < 1:
       raise ValueError(f'need a second layer for {conv1.size}, n_repeat >= 1 and n_actions >= 1; '
                        f'got {conv2.size_in}, {n_repeat}, {n_actions}')
-    if np.any(cell.current_gain != 1):
-      raise ValueError('the gradients here know no scaled input currents: the cell needs scale_input=False')
     self.n_actions, self.conv1, self.conv2, self.cell, self.n_repeat = n_actions, conv1, conv2, cell, n_repeat
     self.dtype = tf.as_dtype(cell.compute_dtype)
     self.kappa = float(lsnn.exp_decay(tau_readout))
@@ -112,20 +106,19 @@ class Agent:
     """Weights of arrays: LSNN N(0, 1) / sqrt(fan-in) without autapses; otherwise truncated normal with a standard
     deviation, before truncation, of 1 / sqrt(fan-in), and biases 0. rng: numpy Generator."""
     n, n_in, dtype = self.cell.units, self.conv2.units, self.dtype.as_numpy_dtype
-    convolution = lambda layer: truncated_normal(rng, layer.filter_shape) / np.sqrt(np.prod(layer.filter_shape[:-1]))
-    head = lambda k: truncated_normal(rng, (self.n_features, k)) / np.sqrt(self.n_features)
+    affine = lambda *shape: Affine(truncated_normal(rng, shape) / np.sqrt(np.prod(shape[:-1])), np.zeros(shape[-1]))
+    view = lambda layer: affine(*layer.view.filter_shape) if layer.view.filters else ()
     w_in, w_rec = (rng.standard_normal((pre, n)) / np.sqrt(pre) for pre in (n_in, n))
     np.fill_diagonal(w_rec, 0)
-    weights = Weights(convolution(self.conv1), np.zeros(self.conv1.filters), convolution(self.conv2),
-                      np.zeros(self.conv2.filters), w_in, w_rec, head(self.n_actions), np.zeros(self.n_actions), head(1),
-                      np.zeros(1), convolution(self.conv1.view), np.zeros(self.conv1.view.filters),
-                      convolution(self.conv2.view), np.zeros(self.conv2.view.filters))
-    return Weights(*(w.astype(dtype) for w in weights))
+    conv1, conv2 = affine(*self.conv1.filter_shape), affine(*self.conv2.filter_shape)
+    weights = Weights(conv1, conv2, eprop.Weights(w_in, w_rec), affine(self.n_features, self.n_actions),
+                      affine(self.n_features, 1), view(self.conv1), view(self.conv2))
+    return tf.nest.map_structure(lambda w: w.astype(dtype), weights)
 
   def initial_state(self, n_batch):
     """State of n_batch agents at rest."""
     zeros = lambda *shape: tf.zeros([n_batch, *shape], self.dtype)
-    return State(zeros(*self.conv1.size), zeros(*self.conv2.size), lsnn.State(*self.cell.get_initial_state(n_batch)),
+    return State(zeros(*self.conv1.size), zeros(*self.conv2.size), self.cell.State(*self.cell.get_initial_state(n_batch)),
                  zeros(self.n_actions + 1))
 
   def _lsnn_steps(self, currents, w_rec, rnn, stop_gradients):
@@ -133,8 +126,9 @@ class Agent:
     steps = []
     for s in range(self.n_repeat):
       z = tf.stop_gradient(rnn.z) if stop_gradients else rnn.z
-      h, rnn = self.cell.step(currents[s] + z @ w_rec, z, rnn)
-      steps.append((h, rnn.v, rnn.a, rnn.z))
+      before, current = rnn, currents[s] + z @ w_rec
+      rnn = self.cell.step(current, z, before)
+      steps.append((self.cell.remember(current, before, rnn), rnn.v, rnn.a, rnn.z))
     *records, zs = zip(*steps)
     return *map(tf.stack, records), tf.add_n([w * z for w, z in zip(self.step_weights, zs)]), rnn  # h, v, a [S, B, N]
 
@@ -157,27 +151,27 @@ class Agent:
     network = tf.stop_gradient if stop_gradients else tf.identity
     flat = lambda z: tf.reshape(z, [n_repeat * n_batch, *z.shape[2:]])
     in_steps = lambda x: tf.reshape(x, [n_repeat, n_batch, *x.shape[1:]])
-    weights, reset = Weights(*map(tf.convert_to_tensor, weights)), tf.cast(reset, self.dtype)
+    weights, reset = tf.nest.map_structure(tf.convert_to_tensor, weights), tf.cast(reset, self.dtype)
     v1, v2, rnn, y = lsnn.cut(state, reset)
     z_before = rnn.z
 
     image = tf.cast(frame, self.dtype)[..., None] / 255
-    current = self.conv1.convolve(image, weights.conv1, weights.bias1)         # the same at all steps of the frame
+    current = self.conv1.convolve(image, weights.conv1)                        # the same at all steps of the frame
     h1, z1, seen1, v1 = self.conv1.run(v1, current, self.step_weights)         # h, z [S, B, H1, W1, F1]
-    current = in_steps(self.conv2.convolve(flat(network(z1)), weights.conv2, weights.bias2))
+    current = in_steps(self.conv2.convolve(flat(network(z1)), weights.conv2))
     h2, z2, seen2, v2 = self.conv2.run(v2, current, self.step_weights)         # h, z [S, B, H2, W2, F2]
-    current = in_steps(tf.reshape(network(z2), [n_repeat * n_batch, -1]) @ weights.w_in)
-    h, v, a, seen, rnn = self._lsnn(current, weights.w_rec, rnn, stop_gradients)
-    bias = lambda b: (1 - self.kappa_frame) * b  # of a frame
-    features = tf.concat([seen, self.conv1.view.see(seen1, weights.broadcast1, bias(weights.bias_broadcast1)),
-                          self.conv2.view.see(seen2, weights.broadcast2, bias(weights.bias_broadcast2))], 1)
+    current = in_steps(tf.reshape(network(z2), [n_repeat * n_batch, -1]) @ weights.rnn.w_in)
+    h, v, a, seen, rnn = self._lsnn(current, weights.rnn.w_rec, rnn, stop_gradients)
+    gain = 1 - self.kappa_frame  # of biases
+    features = tf.concat([seen, self.conv1.view.see(seen1, weights.view1, gain),
+                          self.conv2.view.see(seen2, weights.view2, gain)], 1)
     w, b = heads(weights)
     if feedback is None:
       out = features @ w
     else:  # the same numbers, with a gradient that reaches the features through the feedback alone
       broadcast = features @ feedback
       out = tf.stop_gradient(features) @ w + broadcast - tf.stop_gradient(broadcast)
-    y = self.kappa_frame * y + out + bias(b)
+    y = self.kappa_frame * y + out + gain * b
     logits, value = y[:, :-1], y[:, -1]
     record = Record(frame, reset, h1, h2, h, v, a, z_before, features, logits, value)
     return logits, value, State(v1, v2, rnn, y), record

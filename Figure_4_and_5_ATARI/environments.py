@@ -46,8 +46,6 @@ class Settings(NamedTuple):
     n_threads: how many threads, if threaded.
     max_episode_len: agent steps after which a game is stopped.
     max_episode_len_jitter: how far that varies, uniformly, from game to game.
-    increase_episode_len_every: emulator frames between two increases of max_episode_len.
-    increase_episode_len_by: how much its cubic root grows in each.
     subtract_background: show how frames differ from the game's `background` instead of the frames.
   """
   frame_skip: int = 4
@@ -59,35 +57,16 @@ class Settings(NamedTuple):
   n_threads: int = 1
   max_episode_len: int = 200
   max_episode_len_jitter: int = 25
-  increase_episode_len_every: float = 7e7
-  increase_episode_len_by: float = 1.0
   subtract_background: bool = False
 
   def check(self):
     """Raises UserError where a value makes no sense."""
     for name, least in (('frame_skip', 1), ('noop_max', 0), ('n_threads', 1), ('max_episode_len', 1),
-                        ('max_episode_len_jitter', 0), ('increase_episode_len_by', 0)):
+                        ('max_episode_len_jitter', 0)):
       if getattr(self, name) < least:
         raise UserError(f'{name} must be at least {least}, not {getattr(self, name)}')
     if not 0 <= self.repeat_action_probability <= 1:
       raise UserError(f'repeat_action_probability must be between 0 and 1, not {self.repeat_action_probability}')
-    if not self.increase_episode_len_every > 0:
-      raise UserError(f'increase_episode_len_every must be above 0, not {self.increase_episode_len_every}')
-
-
-def cubic_schedule(n_frames, max_episode_len=200, every=7e7, by=1.0):
-  """Limit of episode lengths after some training: every so many frames, L <- (L^(1/3) + by)^3.
-
-  Args:
-    n_frames: emulator frames played so far.
-    max_episode_len: L at the beginning [agent steps].
-    every: emulator frames between two increases.
-    by: what each adds to the cubic root.
-
-  Returns:
-    L, rounded to an int.
-  """
-  return round((max_episode_len ** (1 / 3) + by * (n_frames // every)) ** 3)
 
 
 def atari_games():
@@ -182,12 +161,6 @@ class Environment:
   def set_max_episode_len(self, length):
     """Sets the limit of games that begin from now on [agent steps]."""
     self.max_episode_len = max(1, int(length))
-
-  def follow_schedule(self, n_frames):
-    """Sets the limit to what `cubic_schedule` gives with the settings after n_frames emulator frames."""
-    settings = self._settings
-    self.set_max_episode_len(cubic_schedule(n_frames, settings.max_episode_len, settings.increase_episode_len_every,
-                                            settings.increase_episode_len_by))
 
   def reset(self, seed=0):
     """Begins all games; the same seed (of an update, say) gives the same games, whatever was played before.

@@ -3,13 +3,13 @@
 Notation as in actor_critic.py, and
 
   e, e_bar   eligibility trace of a synapse, and the same behind the heads' filter
-  G          F_g(L e_bar), per synapse and trial: G[n] = g (1 - done[n-1]) G[n-1] + L[n] e_bar[t(n)]
+  G          F_(g lambda)(L e_bar), per synapse and trial: G[n] = g lambda (1 - done[n-1]) G[n-1] + L[n] e_bar[t(n)]
   P          places of a convolutional layer, H W; its filter's C k k weights and its bias make Q rows, as in `patches`
 
   dE/dW = sum_n delta[n] G[n]                                                                                         (36)
 
 All state of the rule is in `Traces`. Carried from window to window at fixed weights they give the gradient of one long
-window; started at 0 in each window, exactly that of `adjoint`. Memory O(B (I + N) N + B P Q F), independent of N. Costs of
+window; started at 0 in each window, exactly that of `Learner`. Memory O(B (I + N) N + B P Q F), independent of N. Costs of
 rates and of convolutional voltages depend on means over the window: the sums they multiply are carried and put together at
 its end.
 """
@@ -19,16 +19,15 @@ import tensorflow as tf
 
 from actor_critic import all_losses, learning_signals, lsnn_voltage, observe, rate_signal, voltage_factors
 from agent import Weights, heads
-from eprop import initial_eps, trace_step
+import eprop
 from lsnn import cut, spike, without_autapses
 from reward_based_eprop import Result
-from spiking_cnn import relu_below
+from spiking_cnn import Affine, relu_below
 
 
 class LSNNTraces(NamedTuple):
   """Traces of the rows of w_in and, below them, w_rec."""
-  eps_v: tf.Tensor  # [B, I + N, 1]
-  eps_a: tf.Tensor  # [B, I + N, N] of the step to come
+  eps: NamedTuple   # the neurons' eligibility vectors, cell.Eps
   e_bar: tf.Tensor  # [B, I + N, N]
   G: tf.Tensor      # [B, I + N, N]
 
@@ -79,7 +78,7 @@ def initial_traces(agent, n_batch):
 
   n_heads = agent.n_features + 1
   return Traces(of_convolution(agent.conv1), of_convolution(agent.conv2), of_view(agent.conv1), of_view(agent.conv2),
-                LSNNTraces(*initial_eps(agent.cell, n_batch, n_pre), zeros(n_pre, n), zeros(n_pre, n)),
+                LSNNTraces(agent.cell.initial_eps(n_batch, n_pre), zeros(n_pre, n), zeros(n_pre, n)),
                 HeadTraces(zeros(n_heads), zeros(n_heads, agent.n_actions + 1)))
 
 
@@ -132,10 +131,11 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
   n_frames, _, n_batch, n = records.h.shape
   n_steps, n_in = n_frames * n_repeat, conv2.units
   signals, returns = learning_signals(costs, window)
-  weights = Weights(*map(tf.convert_to_tensor, weights))
-  feedback = heads(weights)[0] if feedback is None else feedback
+  weights = tf.nest.map_structure(tf.convert_to_tensor, weights)
+  feedback = heads(weights).w if feedback is None else feedback
   to_rnn, to_conv1, to_conv2 = tf.split(feedback, agent.feature_sizes)
   traces = initial_traces(agent, n_batch) if traces is None else traces
+  decay = costs.discounting * costs.gae_lambda
   low_pass = lambda x_bar, x: agent.kappa * x_bar + (1 - agent.kappa) * x                           # F_kappa
 
   def network_step(k, s, traces, sums, pre1, x_of_heads):
@@ -145,23 +145,22 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
     c2, voltage2 = convolution_step(agent, conv2, traces.conv2, sums.voltage2, conv2.patches(spike(h1)), h2)
     z_before = records.z_before[k] if s == 0 else spike(records.h[k, s - 1])
     pre = tf.concat([tf.reshape(spike(h2), [n_batch, -1]), z_before], 1)
-    step, eps_a = trace_step(cell, traces.rnn.eps_v, traces.rnn.eps_a, pre, cell.psi(h))            # (24), (25)
-    e_bar = low_pass(traces.rnn.e_bar, step.e)                                                      # (28)
+    e, eps = cell.trace_step(h, pre, traces.rnn.eps)                                                # (22), (24), (25)
+    e_bar = low_pass(traces.rnn.e_bar, e)                                                           # (28)
     _, g_v, g_a = lsnn_voltage(costs, cell, records.v[k, s], records.a[k, s])
-    of_voltage = tf.reduce_sum(g_v[:, None] * step.eps_v + g_a[:, None] * step.eps_a, 0)
-    sums = sums._replace(rnn=sums.rnn + of_voltage, e=sums.e + tf.reduce_sum(step.e, 0), voltage1=voltage1,
-                         voltage2=voltage2)
+    of_voltage = tf.reduce_sum(g_v[:, None] * eps.v + g_a[:, None] * traces.rnn.eps.a, 0)  # eps.a is that of the next step
+    sums = sums._replace(rnn=sums.rnn + of_voltage, e=sums.e + tf.reduce_sum(e, 0), voltage1=voltage1, voltage2=voltage2)
     seen = lambda traces, x: traces._replace(x_bar=low_pass(traces.x_bar, x))
     return Traces(c1, c2, seen(traces.view1, conv1.view.patches(spike(h1))), seen(traces.view2, conv2.view.patches(spike(h2))),
-                  LSNNTraces(step.eps_v, eps_a, e_bar, traces.rnn.G), seen(traces.heads, x_of_heads)), sums
+                  LSNNTraces(eps, e_bar, traces.rnn.G), seen(traces.heads, x_of_heads)), sums
 
   def network_steps(k, traces, sums):
     traces = cut(traces, records.reset[k])
     pre1 = conv1.patches(tf.cast(records.frame[k], agent.dtype)[..., None] / 255)
     for s in range(n_repeat):
       features = [spike(records.h[k, s]),
-                  conv1.view.see(spike(records.h1[k, s]), weights.broadcast1, weights.bias_broadcast1),
-                  conv2.view.see(spike(records.h2[k, s]), weights.broadcast2, weights.bias_broadcast2)]
+                  conv1.view.see(spike(records.h1[k, s]), weights.view1),
+                  conv2.view.see(spike(records.h2[k, s]), weights.view2)]
       x_of_heads = tf.concat([*features, tf.ones_like(features[0][:, :1])], 1)
       traces, sums = network_step(k, s, traces, sums, pre1, x_of_heads)
     return traces, sums
@@ -171,22 +170,22 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
     delta, signal, of_entropy = signals.td_error[k], signals.policy_value[k], signals.entropy[k]
 
     def accumulate(traces, total, L_e_bar):
-      G = costs.discounting * traces.G + L_e_bar
+      G = decay * traces.G + L_e_bar
       return traces._replace(G=G), total + tf.einsum('b,bqf->qf', delta, G)                                   # (36)
 
-    def of_layer(layer, b, filters, of_neurons, of_view, total, total_view):
+    def of_layer(layer, b, view, of_neurons, of_view, total, total_view):
       signal_j = tf.matmul(signal, b, transpose_b=True) / costs.reg_factor_cnn                                # (5)
-      at_neurons = tf.reshape(layer.view.spread(signal_j, filters), [n_batch, -1, 1, layer.filters])
+      at_neurons = tf.reshape(layer.view.spread(signal_j, view), [n_batch, -1, 1, layer.filters])
       return (*accumulate(of_neurons, total, tf.reduce_sum(at_neurons * of_neurons.e_bar, 1)),
               *accumulate(of_view, total_view, layer.view.trial_gradients(of_view.x_bar, signal_j)))
 
-    c1, g1, view1, g_view1 = of_layer(conv1, to_conv1, weights.broadcast1, traces.conv1, traces.view1, sums.conv1, sums.view1)
-    c2, g2, view2, g_view2 = of_layer(conv2, to_conv2, weights.broadcast2, traces.conv2, traces.view2, sums.conv2, sums.view2)
+    c1, g1, view1, g_view1 = of_layer(conv1, to_conv1, weights.view1, traces.conv1, traces.view1, sums.conv1, sums.view1)
+    c2, g2, view2, g_view2 = of_layer(conv2, to_conv2, weights.view2, traces.conv2, traces.view2, sums.conv2, sums.view2)
     signal_j, entropy_j = (tf.matmul(x, to_rnn, transpose_b=True)[:, None] for x in (signal, of_entropy))     # (5)
-    G = costs.discounting * traces.rnn.G + signal_j * traces.rnn.e_bar
+    G = decay * traces.rnn.G + signal_j * traces.rnn.e_bar
     g_rnn = sums.rnn + tf.reduce_sum(delta[:, None, None] * G + entropy_j * traces.rnn.e_bar, 0)              # (36)
     x_bar = traces.heads.x_bar[:, :, None]
-    G_heads = costs.discounting * traces.heads.G + x_bar * signal[:, None]
+    G_heads = decay * traces.heads.G + x_bar * signal[:, None]
     g_heads = sums.heads + tf.reduce_sum(delta[:, None, None] * G_heads + x_bar * of_entropy[:, None], 0)
     traces = Traces(c1, c2, view1, view2, traces.rnn._replace(G=G), traces.heads._replace(G=G_heads))
     return traces, sums._replace(conv1=g1, conv2=g2, view1=g_view1, view2=g_view2, rnn=g_rnn, heads=g_heads)
@@ -202,15 +201,14 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
   seen = observe(agent, costs, records)
   losses, rate = all_losses(costs, window, signals.advantage[:-1], seen, n_steps)
   factors = voltage_factors(costs, seen, n_steps)
-  arrays = lambda layer, total: [tf.reshape(total[:-1], layer.filter_shape), total[-1]]  # filters and bias
   of_convolutions = []
   for layer, total, outside, pair in ((conv1, sums.conv1, sums.voltage1, factors[:2]),
                                       (conv2, sums.conv2, sums.voltage2, factors[2:])):
     above, below = (tf.reshape(factor, [factor.shape[0], -1, 1, layer.filters]) for factor in pair)
     total += tf.reduce_sum(above * outside[0] - below * outside[1], [0, 1])
-    of_convolutions += arrays(layer, total)
+    of_convolutions.append(layer.from_rows(total))
   g_in, g_rec = tf.split(sums.rnn + rate_signal(costs, rate, n_steps, n_batch) * sums.e, [n_in, n])
-  (w_policy, w_value), (b_policy, b_value) = (tf.split(g, [agent.n_actions, 1], -1) for g in (sums.heads[:-1], sums.heads[-1]))
-  gradients = Weights(*of_convolutions, g_in, without_autapses(g_rec), w_policy, b_policy, w_value, b_value,
-                      *arrays(conv1.view, sums.view1), *arrays(conv2.view, sums.view2))
+  of_heads = (Affine(g[:-1], g[-1]) for g in tf.split(sums.heads, [agent.n_actions, 1], 1))
+  gradients = Weights(*of_convolutions, eprop.Weights(g_in, without_autapses(g_rec)), *of_heads,
+                      conv1.view.from_rows(sums.view1), conv2.view.from_rows(sums.view2))
   return Result(gradients, losses, returns, rate), traces

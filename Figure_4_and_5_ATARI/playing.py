@@ -22,9 +22,9 @@ class Played(NamedTuple):
   score: np.ndarray    # float32 [N, B] true rewards
   done: np.ndarray     # bool [N, B]
 
-  def window(self, reward, mask):
-    """Everything as the Window of `adjoint`, `autodiff` and `hardcoded`; reward, mask: [N, B]."""
-    return Window(Record(*map(tf.stack, zip(*self.records))), tf.constant(self.action), reward, mask)
+  def window(self, reward, mask, policy_weight):
+    """Everything as the Window of `autodiff` and `hardcoded`; reward, mask: [N, B]; policy_weight: []."""
+    return Window(Record(*map(tf.stack, zip(*self.records))), tf.constant(self.action), reward, mask, policy_weight)
 
 
 def sample(logits, rng):
@@ -97,8 +97,15 @@ def save_window(path, played):
   files.write_npz(path, dict(observation=observation, reward=played.score, done=played.done), compressed=True)
 
 
+class Games(NamedTuple):
+  """Whole episodes, [n_episodes] each."""
+  score: np.ndarray
+  won: np.ndarray     # points won; score - won were lost
+  length: np.ndarray  # agent steps
+
+
 def evaluate(player, weights, n_episodes, seed, rng):
-  """Scores of whole episodes: each environment plays its share, so that short ones are not preferred.
+  """Whole episodes: each environment plays its share, so that short ones are not preferred.
 
   Args:
     player: Player.
@@ -108,26 +115,23 @@ def evaluate(player, weights, n_episodes, seed, rng):
     rng: numpy Generator of the actions.
 
   Returns:
-    Scores and lengths in agent steps, each [n_episodes]; signs of death of the network, a list of sentences.
+    Games; signs of death of the network, a list of sentences.
   """
   player.begin(weights, seed)
   n_batch = len(player.logits)
   share = -(-n_episodes // n_batch)
-  scores, lengths = [[] for _ in range(n_batch)], [[] for _ in range(n_batch)]
-  score, length, rate, logits = np.zeros(n_batch), np.zeros(n_batch, int), 0.0, []
-  while min(map(len, scores)) < share:
+  finished, running = [[] for _ in range(n_batch)], np.zeros((n_batch, len(Games._fields)))
+  rate, logits = 0.0, []
+  while min(map(len, finished)) < share:
     if not rate:
       rate = float(tf.reduce_mean(tf.cast(player.record.h > 0, tf.float32)))
     logits = [*logits[:99], player.logits.numpy()]
     reward, done = player.step(weights, sample(logits[-1], rng))
-    score += reward
-    length += 1
+    running += np.stack([reward, np.maximum(reward, 0), np.ones(n_batch)], 1)
     for b in np.flatnonzero(done):
-      scores[b].append(score[b])
-      lengths[b].append(length[b])
-    score[done], length[done] = 0, 0
-  signs = experiment.signs_of_death(rate, logits)
-  return np.concatenate([s[:share] for s in scores]), np.concatenate([n[:share] for n in lengths]), signs
+      finished[b].append(running[b].copy())
+    running[done] = 0
+  return Games(*np.concatenate([games[:share] for games in finished]).T), experiment.signs_of_death(rate, logits)
 
 
 def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):

@@ -4,25 +4,28 @@ Notation as in agent.py and actor_critic.py, and
 
   L[n, j]    signal of policy and value to feature j, without its factor of advantage or TD error
 
-  dE/dW = sum_n (R[n] - V[n]) L[n] e_bar[t(n)] = sum_n delta[n] F_g(L e_bar)[n]
+  dE/dW = sum_n A[n] L[n] e_bar[t(n)] = sum_n delta[n] F_(g lambda)(L e_bar)[n]
 
-Here the first sum is computed, by `adjoint` (transposed in time, from what the agent recorded while it acted: nothing is
+Here the first sum is computed, by `Learner` (transposed in time, from what the agent recorded while it acted: nothing is
 simulated twice) and by `autodiff` (TensorFlow's gradients of a second simulation); the second, which needs no look into the
-future, in online_reward_based_eprop.py. BPTT is either of the two with all gradients left in.
+future, in online_reward_based_eprop.py. BPTT is either of the two with all gradients left in. How one step of the LSNN is
+transposed in time, eqs. (22), (24) and (25), is its neurons' own `adjoint_step`.
 
 Learning signals are broadcast from the heads to the LSNN and, through their views, to both convolutional layers; no gradient
 passes between layers. The convolutional layers learn from (policy + value loss) / reg_factor_cnn and their voltage, and so do
 broadcast convolutions, if these are the views.
 """
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from actor_critic import (Costs, Losses, Seen, Window, all_losses, learning_signals, lsnn_voltage, observe, rate_signal,
                           voltage_factors)
 from agent import Record, Weights, heads
+import eprop
 from eprop import presynaptic_product
 from lsnn import cut, spike, without_autapses
+from spiking_cnn import Affine
 
 
 class Result(NamedTuple):
@@ -50,17 +53,18 @@ class Plan(NamedTuple):
   signal_cnn: tf.Tensor  # [N + 1, B, A + 1] the same of the loss of which the convolutional layers learn
   of_rate: tf.Tensor     # [N] d rate cost / dz
   factors: list          # of `voltage_factors`
-  of_heads: list         # gradients of the heads
+  policy: Affine         # gradients of the heads
+  value: Affine
   losses: Losses
   returns: tf.Tensor     # [N, B]
   rate: tf.Tensor        # [N]
 
 
 class Adjoints(NamedTuple):
-  """What one network step hands to the one before it: adjoints of a and v of the LSNN, and gi of the convolutions."""
-  lam: tf.Tensor
-  cb: tf.Tensor
-  gi1: tf.Tensor
+  """What one network step hands to the one before it."""
+  rnn: NamedTuple      # of the neurons of the LSNN, cell.Adjoint
+  from_network: Any    # BPTT: dE/dz through recurrent weights and reset [B, N]; e-prop: ()
+  gi1: tf.Tensor       # of the convolutional layers, see ConvLIF.adjoint
   gi2: tf.Tensor
 
 
@@ -83,49 +87,42 @@ def prepare(agent, costs, window, seen, bptt=False):
   rewarded = signals.policy_value * signals.advantage[..., None]
   signal_rnn = filter_back(rewarded + signals.entropy, records.reset, agent.kappa_frame)
   signal_cnn = signal_rnn if bptt else filter_back(rewarded / costs.reg_factor_cnn, records.reset, agent.kappa_frame)
-  w_policy, w_value = tf.split(presynaptic_product(records.features, signal_rnn), [agent.n_actions, 1], 1)
-  b_policy, b_value = tf.split((1 - agent.kappa_frame) * tf.reduce_sum(signal_rnn, [0, 1]), [agent.n_actions, 1])
+  both = presynaptic_product(records.features, signal_rnn), (1 - agent.kappa_frame) * tf.reduce_sum(signal_rnn, [0, 1])
+  policy, value = (Affine(*part) for part in zip(*(tf.split(x, [agent.n_actions, 1], -1) for x in both)))
   return Plan(signal_rnn, signal_cnn, rate_signal(costs, rate, n_steps, n_batch), voltage_factors(costs, seen, n_steps),
-              [w_policy, b_policy, w_value, b_value], losses, returns, rate)
+              policy, value, losses, returns, rate)
 
 
-def start_of_scan(agent, n_batch):
-  """Adjoints after the last step, and sums of all gradients but the heads' before it: zeros."""
-  zeros = lambda *shape: tf.zeros(shape, agent.dtype)
-  n, n_in = agent.cell.units, agent.conv2.units
-  layers = (agent.conv1, agent.conv2)
-  of_convolutions = lambda layers: [z for layer in layers for z in (zeros(*layer.filter_shape), zeros(layer.filters))]
-  return (Adjoints(zeros(n_batch, n), zeros(n_batch, n), zeros(n_batch, *agent.conv1.size), zeros(n_batch, *agent.conv2.size)),
-          [*of_convolutions(layers), zeros(n_in, n), zeros(n, n), *of_convolutions(layer.view for layer in layers)])
+def start_of_scan(agent, weights, n_batch, bptt):
+  """Adjoints after the last step, and Weights of zeros to which all gradients but the heads' are added."""
+  zeros = lambda *shape: tf.zeros([n_batch, *shape], agent.dtype)
+  from_network = zeros(agent.cell.units) if bptt else ()
+  adjoints = Adjoints(agent.cell.initial_adjoint(n_batch), from_network, zeros(*agent.conv1.size), zeros(*agent.conv2.size))
+  return adjoints, tf.nest.map_structure(tf.zeros_like, weights._replace(policy=(), value=()))
 
 
-def lsnn_backward(agent, costs, w_rec, record, signal, of_rate, lam, cb):
+def lsnn_backward(agent, costs, w_rec, record, signal, of_rate, adjoint, from_network):
   """One frame of the LSNN backwards.
-
-    s[t] = L[t] + rate term + lam[t+1];   lam[t] = rho lam[t+1] - beta psi s + g_a;   cb[t] = alpha cb[t+1] + psi s + g_v
 
   Args:
     w_rec: [N, N] without diagonal for BPTT, None for e-prop.
     record: Record of the frame.
     signal: [B, N], broadcast from the heads.
     of_rate: [N].
-    lam, cb: adjoints of a and v one step later [B, N].
+    adjoint, from_network: as in Adjoints, from one step later.
 
   Returns:
-    cb of all steps [S, B, N]; lam and cb of the first.
+    dE/d current of all steps [S, B, N]; adjoint and from_network of the first.
   """
-  cell, post = agent.cell, []
-  psi = cell.psi(record.h)
-  _, g_v, g_a = lsnn_voltage(costs, cell, record.v, record.a)
+  posts = []
+  _, g_v, g_a = lsnn_voltage(costs, agent.cell, record.v, record.a)
   for s in reversed(range(agent.n_repeat)):
-    of_z = agent.step_weights[s] * signal + of_rate + lam
-    if w_rec is not None:
-      of_z += tf.matmul(cb, w_rec, transpose_b=True) - cell.thr * cb
-    psi_s = psi[s] * of_z
-    lam = cell.rho * lam - cell.beta * psi_s + g_a[s]                                               # (24), (25) transposed
-    cb = cell.alpha * cb + psi_s + g_v[s]                                                           # (22) transposed
-    post.insert(0, cb)
-  return tf.stack(post), lam, cb
+    dz = agent.step_weights[s] * signal + of_rate
+    dz = dz if w_rec is None else dz + from_network
+    post, of_reset, adjoint = agent.cell.adjoint_step(record.h[s], dz, adjoint, g_v[s], g_a[s])
+    from_network = () if w_rec is None else tf.matmul(post, w_rec, transpose_b=True) + of_reset
+    posts.insert(0, post)
+  return tf.stack(posts), adjoint, from_network
 
 
 class Posts(NamedTuple):
@@ -141,7 +138,7 @@ def frame_backward(agent, costs, weights, record, plan, k, adjoints, feedback, b
   """One frame of the scan backwards, all layers.
 
   Args:
-    agent, costs, weights, feedback, bptt: as for `adjoint`.
+    agent, costs, weights, feedback, bptt: as for `Learner`.
     record: Record of the frame.
     plan: Plan.
     k: number of the frame, 0 ... N.
@@ -153,19 +150,19 @@ def frame_backward(agent, costs, weights, record, plan, k, adjoints, feedback, b
   conv1, conv2, n_repeat = agent.conv1, agent.conv2, agent.n_repeat
   flat = lambda x: tf.reshape(x, [-1, *x.shape[2:]])
   in_steps = lambda x: tf.reshape(x, [n_repeat, -1, *x.shape[1:]])
-  to_rnn, to_conv1, to_conv2 = tf.split(heads(weights)[0] if feedback is None or bptt else feedback, agent.feature_sizes)
+  to_rnn, to_conv1, to_conv2 = tf.split(heads(weights).w if feedback is None or bptt else feedback, agent.feature_sizes)
   signal1, signal2 = (tf.matmul(plan.signal_cnn[k], b, transpose_b=True) for b in (to_conv1, to_conv2))       # (4)
 
-  w_rec = without_autapses(weights.w_rec) if bptt else None
+  w_rec = without_autapses(weights.rnn.w_rec) if bptt else None
   signal = tf.matmul(plan.signal_rnn[k], to_rnn, transpose_b=True)                                            # (4)
-  post, lam, cb = lsnn_backward(agent, costs, w_rec, record, signal, plan.of_rate, adjoints.lam, adjoints.cb)
-  above = in_steps(tf.reshape(tf.matmul(flat(post), weights.w_in, transpose_b=True), [-1, *conv2.size])) if bptt else None
-  post2, gi2 = conv2.adjoint(record.h2, conv2.view.spread(signal2, weights.broadcast2), agent.step_weights,
+  post, *of_rnn = lsnn_backward(agent, costs, w_rec, record, signal, plan.of_rate, adjoints.rnn, adjoints.from_network)
+  above = in_steps(tf.reshape(tf.matmul(flat(post), weights.rnn.w_in, transpose_b=True), [-1, *conv2.size])) if bptt else None
+  post2, gi2 = conv2.adjoint(record.h2, conv2.view.spread(signal2, weights.view2), agent.step_weights,
                              *plan.factors[2:], adjoints.gi2, above)
   above = in_steps(conv2.input_gradient(weights.conv2, flat(post2))) if bptt else None
-  post1, gi1 = conv1.adjoint(record.h1, conv1.view.spread(signal1, weights.broadcast1), agent.step_weights,
+  post1, gi1 = conv1.adjoint(record.h1, conv1.view.spread(signal1, weights.view1), agent.step_weights,
                              *plan.factors[:2], adjoints.gi1, above, summed=True)
-  return cut(Adjoints(lam, cb, gi1, gi2), record.reset), Posts(post1, post2, post, signal1, signal2)
+  return cut(Adjoints(*of_rnn, gi1, gi2), record.reset), Posts(post1, post2, post, signal1, signal2)
 
 
 def products(agent, records, posts):
@@ -175,7 +172,7 @@ def products(agent, records, posts):
     records, posts: lists of Record and of Posts, a frame each.
 
   Returns:
-    List of arrays, as the sums of `start_of_scan`.
+    Weights, those of the heads ().
   """
   joined = lambda arrays: tf.concat(list(arrays), 0)
   flat = lambda arrays: joined(tf.reshape(x, [-1, *x.shape[2:]]) for x in arrays)
@@ -183,18 +180,17 @@ def products(agent, records, posts):
   z1, z2, z = ([spike(getattr(record, name)) for record in records] for name in ('h1', 'h2', 'h'))
   image = lambda record: tf.cast(record.frame, agent.dtype)[..., None] / 255
   # Joining those of layer 1 wins no time, and loses digits in float32.
-  of_conv1 = [agent.conv1.filter_gradient(image(record), post) for record, post in zip(records, post1)]
+  of_conv1 = [agent.conv1.weight_gradient(image(record), post) for record, post in zip(records, post1)]
   before = joined(x for record, zs in zip(records, z) for x in (record.z_before[None], zs[:-1]))
 
   def of_view(view, z, signal):
     weighted = joined(tf.tensordot(tf.constant(agent.step_weights, zs.dtype), zs, 1) for zs in z)
-    filters, bias = view.gradient(weighted, joined(signal))
-    return filters, (1 - agent.kappa_frame) * bias
+    return view.gradient(weighted, joined(signal), 1 - agent.kappa_frame)
 
-  return [*map(tf.add_n, zip(*of_conv1)), *agent.conv2.filter_gradient(flat(z1), flat(post2)),
-          presynaptic_product(tf.reshape(flat(z2), [-1, agent.conv2.units]), flat(post)),
-          presynaptic_product(before, joined(post)), *of_view(agent.conv1.view, z1, signal1),
-          *of_view(agent.conv2.view, z2, signal2)]
+  of_rnn = eprop.Weights(presynaptic_product(tf.reshape(flat(z2), [-1, agent.conv2.units]), flat(post)),
+                         presynaptic_product(before, joined(post)))
+  return Weights(Affine(*map(tf.add_n, zip(*of_conv1))), agent.conv2.weight_gradient(flat(z1), flat(post2)), of_rnn, (), (),
+                 of_view(agent.conv1.view, z1, signal1), of_view(agent.conv2.view, z2, signal2))
 
 
 def backward(agent, costs, weights, records, plan, first, adjoints, sums, feedback=None, bptt=False):
@@ -213,57 +209,24 @@ def backward(agent, costs, weights, records, plan, first, adjoints, sums, feedba
   for k in reversed(range(len(records))):
     adjoints, post = frame_backward(agent, costs, weights, records[k], plan, first + k, adjoints, feedback, bptt)
     posts.insert(0, post)
-  return adjoints, [a + b for a, b in zip(sums, products(agent, records, posts))]
-
-
-def finish(plan, sums):
-  """Result of a scan."""
-  *of_layers, g_rec = sums[:6]
-  gradients = Weights(*of_layers, without_autapses(g_rec), *plan.of_heads, *sums[6:])
-  return Result(gradients, plan.losses, plan.returns, plan.rate)
-
-
-def adjoint(agent, costs, weights, window, feedback=None, bptt=False):
-  """The gradient as one scan backwards over the records. Not to be compiled with XLA as a whole; see `Learner`, too.
-
-  Args:
-    agent: Agent.
-    costs: Costs.
-    weights: Weights with which the records were made.
-    window: Window.
-    feedback: [n_features, A + 1] through which signals are broadcast, default the heads' weights; BPTT ignores it.
-    bptt: leave in what flows back through recurrent weights, the LSNN's reset and from layer to layer; the convolutional
-      layers then learn from the same loss as all others.
-
-  Returns:
-    Result.
-  """
-  n_frames, n_batch = window.records.reset.shape
-  weights = Weights(*map(tf.convert_to_tensor, weights))
-  plan = prepare(agent, costs, window, observe(agent, costs, window.records), bptt)
-
-  def body(step, adjoints, sums):
-    k = n_frames - 1 - step
-    record = Record(*(array[k] for array in window.records))
-    return step + 1, *backward(agent, costs, weights, [record], plan, k, adjoints, sums, feedback, bptt)
-
-  end = tf.while_loop(lambda step, *_: step < n_frames, body, (0, *start_of_scan(agent, n_batch)))
-  return finish(plan, end[-1])
+  return adjoints, tf.nest.map_structure(tf.add, sums, products(agent, records, posts))
 
 
 def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
   """The gradient by automatic differentiation of a second simulation. Slow and large; not to be compiled with XLA.
 
   Args:
+    agent, costs, bptt: as for `Learner`.
+    weights, feedback: as for `Learner.__call__`.
+    window: Window.
     state: agent.State before the window's first frame.
-    Otherwise as `adjoint`.
 
   Returns:
     Result.
   """
-  weights = Weights(*map(tf.convert_to_tensor, weights))
+  weights = tf.nest.map_structure(tf.convert_to_tensor, weights)
   with tf.GradientTape(persistent=True) as tape:
-    tape.watch(weights)
+    tape.watch(tf.nest.flatten(weights))
     _, records = agent.unroll(weights, state, window.records.frame, window.records.reset, stop_gradients=not bptt,
                               feedback=None if bptt else feedback)
     window = window._replace(records=records)
@@ -273,9 +236,9 @@ def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
     losses, rate = all_losses(costs, window, returns - records.value[:-1], observe(agent, costs, records), n_steps)
     loss = tf.add_n(losses)
     loss_cnn = loss if bptt else (losses.policy + losses.value) / costs.reg_factor_cnn + losses.voltage_cnn
-  of_broadcast = tape.gradient(loss_cnn, weights[10:], unconnected_gradients=tf.UnconnectedGradients.ZERO)  # empty
-  gradients = Weights(*tape.gradient(loss_cnn, weights[:4]), *tape.gradient(loss, weights[4:10]), *of_broadcast)
-  return Result(gradients, losses, returns, rate)
+  of_layers = {name: tape.gradient(loss_cnn if name in ('conv1', 'conv2', 'view1', 'view2') else loss, part)
+               for name, part in weights._asdict().items() if part}
+  return Result(weights._replace(**of_layers), losses, returns, rate)
 
 
 def observe_more(agent, costs, record, seen):
@@ -287,44 +250,51 @@ def observe_more(agent, costs, record, seen):
 
 
 class Learner:
-  """`adjoint` for records that were never stacked, some frames at a time: half the memory, and less of it moved.
+  """The gradient of a window as one scan backwards over what the agent recorded, some frames at a time.
 
   Args:
-    agent, costs, bptt: as for `adjoint`.
+    agent: Agent.
+    costs: Costs.
+    bptt: leave in what flows back through recurrent weights, the LSNN's reset and from layer to layer; the convolutional
+      layers then learn from the same loss as all others.
     over_processes: function of the spike counts [N] of this process's part of a batch that returns their mean over all parts.
   """
 
   GROUP = 5  # frames of a product of `backward`
 
   def __init__(self, agent, costs=Costs(), bptt=False, over_processes=lambda spikes: spikes):
-    self.agent, self._over_processes = agent, over_processes
+    self.agent, self._bptt, self._over_processes = agent, bptt, over_processes
     self._observe = tf.function(lambda record, seen: observe_more(agent, costs, record, seen), jit_compile=True)
     self._prepare = tf.function(lambda window, seen: prepare(agent, costs, window, seen, bptt))
     self._backward = tf.function(lambda *args, feedback: backward(agent, costs, *args, feedback, bptt))
 
-  def __call__(self, weights, records, action, reward, mask, feedback=None):
+  def __call__(self, weights, records, action, reward, mask, policy_weight=1.0, feedback=None):
     """The gradient of a window.
 
     Args:
+      weights: Weights with which the records were made.
       records: list of N + 1 Records.
-      weights, feedback: as for `adjoint`.
-      action, reward, mask: as in Window.
+      feedback: [n_features, A + 1] through which signals are broadcast, default the heads' weights; BPTT ignores it.
+      action, reward, mask, policy_weight: as in Window.
 
     Returns:
       Result.
     """
     agent, n_batch = self.agent, records[0].reset.shape[0]
-    weights = Weights(*map(tf.convert_to_tensor, weights))
-    adjoints, sums = start_of_scan(agent, n_batch)
-    seen = Seen(*[tf.zeros_like(adjoints.gi1)] * 2, *[tf.zeros_like(adjoints.gi2)] * 2, tf.zeros_like(adjoints.cb[0]),
+    weights = tf.nest.map_structure(tf.convert_to_tensor, weights)
+    adjoints, sums = start_of_scan(agent, weights, n_batch, self._bptt)
+    seen = Seen(*[tf.zeros_like(adjoints.gi1)] * 2, *[tf.zeros_like(adjoints.gi2)] * 2, tf.zeros(agent.cell.units, agent.dtype),
                 tf.zeros([], agent.dtype))
     for record in records:
       seen = self._observe(record, seen)
     seen = seen._replace(spikes=self._over_processes(seen.spikes))
     small = {name: tf.stack([getattr(record, name) for record in records]) for name in ('reset', 'features', 'logits', 'value')}
-    window = Window(Record(**{name: small.get(name) for name in Record._fields}), action, reward, mask)
+    window = Window(Record(**{name: small.get(name) for name in Record._fields}), action, reward, mask,
+                    tf.constant(policy_weight, agent.dtype))
     plan = self._prepare(window, seen)
     for k in reversed(range(0, len(records), self.GROUP)):
       adjoints, sums = self._backward(weights, records[k:k + self.GROUP], plan, tf.constant(k), adjoints, sums,
                                       feedback=feedback)
-    return finish(plan, sums)
+    rnn = sums.rnn._replace(w_rec=without_autapses(sums.rnn.w_rec))
+    gradients = sums._replace(rnn=rnn, policy=plan.policy, value=plan.value)
+    return Result(gradients, plan.losses, plan.returns, plan.rate)

@@ -16,10 +16,18 @@ All neurons of a filter share its weights. Weights are [k, k, C, F], borders are
 The heads see a layer through windows of neighbouring spikes: their averages, or a trained convolution of them (broadcast
 alignment with convolutions). Learning signals take the same way back.
 """
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
 from lsnn import exp_decay, spike
+
+
+class Affine(NamedTuple):
+  """Weights and biases of a convolution or a head, or their gradients."""
+  w: tf.Tensor  # [k, k, C, F] or [inputs, outputs]
+  b: tf.Tensor  # [F] or [outputs]
 
 
 def relu_below(h):
@@ -39,7 +47,7 @@ def windows(size_in, k, stride):
 
 
 class Convolution:
-  """Convolution with biases; its weights [k, k, C, F] and biases [F] are arguments of its functions.
+  """Convolution with biases; its weights are arguments of its functions.
 
   Args:
     size_in: (H, W, C) of the input.
@@ -55,20 +63,20 @@ class Convolution:
     self.units, self.filters, self.kernel, self.stride = int(np.prod(self.size)), filters, kernel, stride
     self.filter_shape = (kernel, kernel, size_in[2], filters)
 
-  def convolve(self, x, filters, bias):
-    """x: [B, H, W, C]; filters: [k, k, C, F]; bias: [F]. Returns [B, H', W', F]."""
-    return tf.nn.conv2d(x, filters, self.stride, 'VALID') + bias
+  def convolve(self, x, weights):
+    """x: [B, H, W, C]; weights: Affine. Returns [B, H', W', F]."""
+    return tf.nn.conv2d(x, weights.w, self.stride, 'VALID') + weights.b
 
-  def filter_gradient(self, x, gi):
-    """d loss / d (filters, bias): x [B, H, W, C] is the input, gi [B, H', W', F] what its currents contribute."""
+  def weight_gradient(self, x, gi):
+    """Gradient of the weights, Affine: x [B, H, W, C] is the input, gi [B, H', W', F] what its currents contribute."""
     strides = [1, self.stride, self.stride, 1]
     filters = tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=self.filter_shape, out_backprop=gi, strides=strides,
                                               padding='VALID')
-    return filters, tf.reduce_sum(tf.reduce_sum(gi, [1, 2]), 0)  # in two stages: float32 loses digits in long sums
+    return Affine(filters, tf.reduce_sum(tf.reduce_sum(gi, [1, 2]), 0))  # in two stages: float32 loses digits in long sums
 
-  def input_gradient(self, filters, gi):
-    """d loss / d input [B, H, W, C]; gi as for `filter_gradient`."""
-    return tf.raw_ops.Conv2DBackpropInput(input_sizes=[gi.shape[0], *self.size_in], filter=filters, out_backprop=gi,
+  def input_gradient(self, weights, gi):
+    """d loss / d input [B, H, W, C]; gi as for `weight_gradient`."""
+    return tf.raw_ops.Conv2DBackpropInput(input_sizes=[gi.shape[0], *self.size_in], filter=weights.w, out_backprop=gi,
                                           strides=[1, self.stride, self.stride, 1], padding='VALID')
 
   def patches(self, x):
@@ -77,6 +85,10 @@ class Convolution:
     patches = tf.image.extract_patches(x, [1, k, k, 1], [1, step, step, 1], [1, 1, 1, 1], 'VALID')
     patches = tf.reshape(patches, [x.shape[0], -1, k * k * self.size_in[2]])
     return tf.concat([patches, tf.ones_like(patches[..., :1])], -1)
+
+  def from_rows(self, rows):
+    """Affine from rows as those of `patches`, [k k C + 1, F]."""
+    return Affine(tf.reshape(rows[:-1], self.filter_shape), rows[-1])
 
 
 class AveragePool:
@@ -89,28 +101,28 @@ class AveragePool:
   Raises:
     ValueError: the windows are larger than the layer.
   """
-  filters, filter_shape = 0, (0,)
+  filters = 0
 
   def __init__(self, size_in, kernel, stride):
     self.size_in, self.size = tuple(size_in), (*windows(size_in, kernel, stride), size_in[2])
     self.n_features, self.kernel, self.stride = int(np.prod(self.size)), kernel, stride
 
-  def see(self, z, filters, bias):
-    """What the heads read, [B, n_features]. z: [B, H, W, F]; filters, bias: [0]."""
-    del filters, bias
+  def see(self, z, weights, gain=1.0):
+    """What the heads read, [B, n_features]. z: [B, H, W, F]; weights: ()."""
+    del weights, gain
     return tf.reshape(tf.nn.avg_pool2d(z, self.kernel, self.stride, 'VALID'), [-1, self.n_features])
 
-  def spread(self, signal, filters):
+  def spread(self, signal, weights):
     """The transpose of `see`: a learning signal [B, n_features] of the averages reaches the neurons, [B, H, W, F]."""
-    del filters
+    del weights
     k, step = self.kernel, self.stride
     return tf.raw_ops.AvgPoolGrad(orig_input_shape=[signal.shape[0], *self.size_in], grad=tf.reshape(signal, [-1, *self.size]),
                                   ksize=[1, k, k, 1], strides=[1, step, step, 1], padding='VALID')
 
-  def gradient(self, z, signal):
-    """Of the weights that it does not have, [0] each."""
-    del signal
-    return tf.zeros(0, z.dtype), tf.zeros(0, z.dtype)
+  def gradient(self, z, signal, gain=1.0):
+    """Of the weights that it does not have: ()."""
+    del z, signal, gain
+    return ()
 
   def patches(self, z):
     """As of a convolution without filters: no places, and a row for their biases; [B, 0, 1]."""
@@ -121,6 +133,11 @@ class AveragePool:
     del signal
     return tf.zeros([patches.shape[0], 1, 0], patches.dtype)
 
+  def from_rows(self, rows):
+    """As of a convolution: ()."""
+    del rows
+    return ()
+
 
 class BroadcastConvolution(Convolution):
   """A trained convolution of a layer's spikes, through which heads see it. Arguments as for Convolution."""
@@ -129,17 +146,18 @@ class BroadcastConvolution(Convolution):
     super().__init__(size_in, filters, kernel, stride)
     self.n_features = self.units
 
-  def see(self, z, filters, bias):
-    """What the heads read, [B, n_features]. z: [B, H, W, C]; filters, bias: as for `convolve`."""
-    return tf.reshape(self.convolve(z, filters, bias), [-1, self.n_features])
+  def see(self, z, weights, gain=1.0):
+    """What the heads read, [B, n_features]. z: [B, H, W, C]; weights: Affine; gain: factor of the biases."""
+    return tf.reshape(self.convolve(z, weights._replace(b=gain * weights.b)), [-1, self.n_features])
 
-  def spread(self, signal, filters):
+  def spread(self, signal, weights):
     """The transpose of `see`: a learning signal [B, n_features] reaches the neurons, [B, H, W, C]."""
-    return self.input_gradient(filters, tf.reshape(signal, [-1, *self.size]))
+    return self.input_gradient(weights, tf.reshape(signal, [-1, *self.size]))
 
-  def gradient(self, z, signal):
-    """d loss / d (filters, bias). z: [B, H, W, C]; signal: [B, n_features]."""
-    return self.filter_gradient(z, tf.reshape(signal, [-1, *self.size]))
+  def gradient(self, z, signal, gain=1.0):
+    """Gradient of the weights, Affine. z: [B, H, W, C]; signal: [B, n_features]; gain: as for `see`."""
+    gradient = self.weight_gradient(z, tf.reshape(signal, [-1, *self.size]))
+    return gradient._replace(b=gain * gradient.b)
 
   def trial_gradients(self, patches, signal):
     """The same from `patches` of z and apart for each trial, [B, k k C + 1, F], the bias last."""

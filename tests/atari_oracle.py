@@ -118,26 +118,39 @@ def td_errors(reward, done, value, g):
   return delta
 
 
+def advantages(delta, done, g):
+  """A[n]: the TD errors that follow until the end of the episode, each discounted by powers of g, here g lambda. [N, B]"""
+  A = np.zeros_like(delta)
+  for b in range(delta.shape[1]):
+    for n in range(len(delta)):
+      factor = 1.0
+      for m in range(n, len(delta)):
+        A[n, b] += factor * delta[m, b]
+        factor *= g * (1 - done[m, b])
+  return A
+
+
 def policy(y):
   """Softmax of the logits in front of the value. y: [..., A + 1]."""
   return np.exp(y[..., :-1]) / np.exp(y[..., :-1]).sum(-1, keepdims=True)
 
 
-def losses(agent, costs, neurons, run, action, reward, mask, reset):
+def losses(agent, costs, neurons, run, action, reward, mask, policy_weight, reset):
   """Policy, value, entropy, rate, voltage of the LSNN, voltage of the convolutional layers, each times its cost."""
   n_agent_steps, n_batch = reward.shape
-  R = returns(reward, reset[1:], run.y[-1, :, -1], costs.discounting)
+  delta = td_errors(reward, reset[1:], run.y[..., -1], costs.discounting)
+  A = advantages(delta, reset[1:], costs.discounting * costs.gae_lambda)
   of_policy = of_value = of_entropy = 0.0
   for n in range(n_agent_steps):
     for b in range(n_batch):
-      pi, value = policy(run.y[n, b]), run.y[n, b, -1]
-      of_policy -= mask[n, b] * np.log(pi[action[n, b]]) * (R[n, b] - value)
-      of_value += mask[n, b] * costs.baseline_cost * (R[n, b] - value) ** 2 / 2
+      pi = policy(run.y[n, b])
+      of_policy -= policy_weight * mask[n, b] * np.log(pi[action[n, b]]) * A[n, b]
+      of_value += mask[n, b] * costs.baseline_cost * A[n, b] ** 2 / 2
       of_entropy += mask[n, b] * costs.entropy_cost * np.sum(pi * np.log(pi))
   of_rate = costs.rate_cost * np.sum((run.rnn.z.mean((0, 1)) - costs.rate_target) ** 2)
   relu = lambda x: np.maximum(x, 0)
-  A = neurons.thr + neurons.beta * run.rnn.a
-  of_voltage = costs.voltage_cost_rnn / n_batch * np.sum(relu(run.rnn.v - A) ** 2 + relu(-run.rnn.v - A) ** 2)
+  thr = neurons.thr + neurons.beta * run.rnn.a
+  of_voltage = costs.voltage_cost_rnn / n_batch * np.sum(relu(run.rnn.v - thr) ** 2 + relu(-run.rnn.v - thr) ** 2)
   of_cnn = 0.0
   for layer, (_, v) in zip((agent.conv1, agent.conv2), run.layers):
     for sign in (1, -1):
@@ -148,7 +161,10 @@ def losses(agent, costs, neurons, run, action, reward, mask, reset):
 
 
 class Trace:
-  """F_kappa(e) and F_g(L e_bar) of one trial, and what they add to a gradient; e has a last axis j, L an entry per j."""
+  """F_kappa(e) and F_g(L e_bar) of one trial, and what they add to a gradient; e has a last axis j, L an entry per j.
+
+  g is the discount times lambda of the advantages.
+  """
 
   def __init__(self, shape, kappa, g):
     self.e_bar, self.G, self.gradient = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -166,7 +182,7 @@ class Trace:
     self.gradient += delta * self.G + L_now * self.e_bar          # (36)
 
 
-def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feedback):
+def eprop(agent, costs, neurons, weights, run, action, reward, mask, policy_weight, reset, feedback):
   """Reward-based e-prop as traces that run forward, trial by trial.
 
   Args:
@@ -195,11 +211,11 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
   total = 0
   relu = lambda x: np.maximum(x, 0)
   for b in range(n_batch):
-    rnn = Trace((pre.shape[-1], n), agent.kappa, costs.discounting)
-    heads = Trace((sum(sizes) + 1, n_outputs), agent.kappa, costs.discounting)
-    convs = [Trace((filters[..., 0].size + 1, *z.shape[2:]), agent.kappa, costs.discounting)   # [i, H, W, F]
+    trace_of = lambda *shape: Trace(shape, agent.kappa, costs.discounting * costs.gae_lambda)
+    rnn, heads = trace_of(pre.shape[-1], n), trace_of(sum(sizes) + 1, n_outputs)
+    convs = [trace_of(filters[..., 0].size + 1, *z.shape[2:])                                # [i, H, W, F]
              for z, (_, _, filters) in zip(z_conv, layers)]
-    views = [Trace((k * k * z.shape[-1] + 1, len(of_layer), len(bias)), agent.kappa, costs.discounting)    # [i, place, F]
+    views = [trace_of(k * k * z.shape[-1] + 1, len(of_layer), len(bias))                     # [i, place, F]
              for z, (_, bias), (k, _), of_layer in zip(z_conv, of_views, windows, corners)]
     eps_v, eps_a = np.zeros((pre.shape[-1], n)), np.zeros((pre.shape[-1], n))
     dv = [np.zeros(trace.e_bar.shape) for trace in convs]
@@ -242,7 +258,8 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, reset, feed
         heads.step(np.concatenate([run.rnn.z[u, b], *seen, [1.0]])[:, None] * np.ones(n_outputs))
       if f < n_agent_steps:
         pi = policy(run.y[f, b])
-        error = mask[f, b] * np.append(pi - (np.arange(n_outputs - 1) == action[f, b]), -costs.baseline_cost)
+        of_policy = policy_weight * (pi - (np.arange(n_outputs - 1) == action[f, b]))
+        error = mask[f, b] * np.append(of_policy, -costs.baseline_cost)
         H = -np.sum(pi * np.log(pi))
         entropy = mask[f, b] * np.append(costs.entropy_cost * pi * (np.log(pi) + H), 0.0)
         rnn.end_of_frame(B_rnn @ error, delta[f, b], B_rnn @ entropy)               # (5), (37)

@@ -275,22 +275,23 @@ class Atari:
     sys.path.insert(0, str(ATARI_FOLDER))  # in front: this folder has a plots.py of its own
     import numpy as np
     import tensorflow as tf
-    import main as program
+    import configuration
     import playing
     import processes
-    program.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
+    import training
+    configuration.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
                    f'--parallel_episodes={n_envs}', f'--unroll_length={n_steps}', f'--emulator_threads={threads}'])
-    flags = program.FLAGS.flag_values_dict()
+    flags = configuration.FLAGS.flag_values_dict()
     self.shape, self.frame_skip = (n_steps, n_envs), flags['num_action_repeats']
     self.episode = flags['max_episode_len'] + flags['max_episode_len_jitter']  # agent steps of the longest
-    environment = program.make_environment(n_envs)
-    self.agent = program.make_agent(environment.n_actions)
-    self.weights, _ = program.initial_weights(self.agent)
-    self._learn, _ = program.make_learner(self.agent, self.weights, processes.Group())
-    self._optimizer = program.Optimizer(self.weights)
+    environment = configuration.make_environment(n_envs)
+    self.agent = configuration.make_agent(environment.n_actions)
+    self.weights, _ = training.initial_weights(self.agent)
+    self._learn, _ = training.make_learner(self.agent, self.weights, processes.Group())
+    self._optimizer = training.Optimizer(self.weights)
     self._rng = np.random.default_rng(0)
     self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))
-    self.mask = tf.ones(self.shape)
+    self.mask, self.policy_weight = tf.ones(self.shape), tf.constant(1.0)
     self.player = playing.Player(self.agent, environment)
     self.emulator_seconds = []  # of each window
     step = environment.step
@@ -312,7 +313,7 @@ class Atari:
     return self.player.window(self.weights, self.shape[0], self._rng)
 
   def learn(self, played):
-    return self._learn(played, self.reward(played), self.mask)
+    return self._learn(played, self.reward(played), self.mask, self.policy_weight)
 
   def update(self, gradients):
     self._optimizer.apply(gradients, self.weights)

@@ -3,6 +3,7 @@ import pathlib
 import sys
 
 from ale_py import ALEInterface, Action, roms
+from absl import flags as absl_flags
 import gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import numpy as np
@@ -13,8 +14,9 @@ sys.path.append(str(ROOT / 'Figure_4_and_5_ATARI'))  # after the Figure 3 folder
 
 import catch  # noqa: E402
 import environments  # noqa: E402
-from environments import Settings, cubic_schedule, make  # noqa: E402
+from environments import Settings, make  # noqa: E402
 from files import UserError  # noqa: E402
+import schedules  # noqa: E402
 
 PLAIN = Settings(repeat_action_probability=0.0, noop_max=0, max_episode_len=10 ** 6)  # no chance, no limit
 
@@ -313,15 +315,26 @@ def test_limits():
 
 
 def test_cubic_schedule():
-  length = 200.0
+  length, cubic = 200.0, lambda n_frames: schedules.cubic(n_frames, 200, 7e7, 1)
   for k in range(6):
-    assert cubic_schedule(k * 7e7) == cubic_schedule((k + 1) * 7e7 - 1) == round(length)
+    assert cubic(k * 7e7) == cubic((k + 1) * 7e7 - 1) == round(length)
     length = (length ** (1 / 3) + 1) ** 3
-  assert [cubic_schedule(n) for n in (0, 7e7, 1.4e8)] == [200, 321, 483]
-  assert cubic_schedule(100, 8, 10, 0.5) == 343 and cubic_schedule(1e9, 27, 7e7, 0) == 27
-  environment = make('catch', 1, settings=Settings(max_episode_len=8, increase_episode_len_every=10))
-  environment.follow_schedule(20)
-  assert environment.max_episode_len == 64
+  assert [cubic(n) for n in (0, 7e7, 1.4e8)] == [200, 321, 483]
+  assert schedules.cubic(100, 8, 10, 0.5) == 343 and schedules.cubic(1e9, 27, 7e7, 0) == 27
+
+
+def test_schedules_of_flags():
+  found = [schedules.at('0.97,5e7:0.98,7e7:0.5', n) for n in (0, 4.9e7, 5e7, 6e7, 7e7, float('inf'))]
+  assert found == [0.97, 0.97, 0.98, 0.98, 0.5, 0.5] and schedules.at(0.25, 1e9) == schedules.at('0.25', 0) == 0.25
+  values = absl_flags.FlagValues()
+  schedules.define('discount', 0.9, '', upper_bound=1, flag_values=values)
+  values(['program', '--discount=0.5'])
+  assert values.discount == 0.5 and isinstance(values.discount, float)
+  values(['program', '--discount=0.5,10:1'])
+  assert schedules.at(values.discount, 9) == 0.5 and schedules.at(values.discount, 10) == 1
+  for text in ('', 'a', '0.5,', '0.5,10', '0.5,10:', '0.5,10:0.6,10:0.7', '0.5,10:0.6:0.7', '2', '0.5,10:2', '-1', 'nan'):
+    with pytest.raises(absl_flags.IllegalFlagValueError, match='discount'):
+      values(['program', f'--discount={text}'])
 
 
 # Catch
@@ -389,8 +402,7 @@ def test_catch_screen_and_masked_reset():
     ('atari/pong', 1, dict(n_threads=0), 'n_threads must be at least 1'),
     ('catch', 1, dict(max_episode_len=0), 'max_episode_len must be at least 1'),
     ('atari/pong', 1, dict(repeat_action_probability=1.1), 'between 0 and 1, not 1.1'),
-    ('atari/pong', 1, dict(repeat_action_probability=float('nan')), 'between 0 and 1'),
-    ('catch', 1, dict(increase_episode_len_every=0), 'must be above 0')])
+    ('atari/pong', 1, dict(repeat_action_probability=float('nan')), 'between 0 and 1')])
 def test_mistakes(level_name, n_envs, settings, message):
   with pytest.raises(UserError, match=message):
     make(level_name, n_envs, 0, Settings(**settings))

@@ -2,6 +2,7 @@
 import functools
 import pathlib
 import sys
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +13,13 @@ FIGURE_4 = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATAR
 sys.path.append(str(FIGURE_4))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
 from actor_critic import Costs, Window, discounted_returns, episode_mask
-from agent import Agent, Weights, heads
+from agent import Agent, NAMES, Weights, by_name, heads
 import atari_oracle
 import lsnn
 from online_reward_based_eprop import hardcoded
 import oracle
-from reward_based_eprop import Learner, adjoint, autodiff
-from spiking_cnn import ConvLIF
+from reward_based_eprop import Learner, autodiff
+from spiking_cnn import Affine, ConvLIF
 from test_eprop import relative_error
 
 N, B, S, SIZE, A = 8, 4, 3, 12, 3
@@ -30,8 +31,9 @@ COSTS = Costs(discounting=0.9, baseline_cost=0.7, entropy_cost=0.4, rate_cost=5.
               voltage_cost_cnn=0.05, reg_factor_cnn=3.0)
 NO_MEANS = COSTS._replace(rate_cost=0.0, voltage_cost_rnn=0.0, voltage_cost_cnn=0.0)  # costs that do not see the window
 BROADCAST = 'broadcast convolutions'
-CASES = ('episodes end', 'begins inside an episode', 'averages over trials', 'random feedback', 'three windows', BROADCAST,
-         f'{BROADCAST}, random feedback')
+ESTIMATED = 'generalised, normalised advantages'
+CASES = ('episodes end', 'begins inside an episode', 'averages over trials', 'random feedback', 'three windows', ESTIMATED,
+         BROADCAST, f'{BROADCAST}, random feedback')
 HEADS = ('w_policy', 'b_policy', 'w_value', 'b_value')
 SEEDS = {False: 3, True: 8}  # without and with broadcast convolutions, at which all layers spike
 
@@ -91,12 +93,12 @@ def make_problem(case):
   agent, act = actor(BROADCAST in case)
   rng = np.random.default_rng(SEEDS[BROADCAST in case])
   weights = agent.initial_weights(rng)
-  bias = lambda w: rng.normal(0, 0.1, w.shape)
-  weights = weights._replace(bias1=bias(weights.bias1), bias2=bias(weights.bias2), b_policy=bias(weights.b_policy),
-                             b_value=bias(weights.b_value), w_in=2 * weights.w_in, conv1=0.15 * weights.conv1,
-                             conv2=0.4 * weights.conv2, bias_broadcast1=bias(weights.bias_broadcast1),
-                             bias_broadcast2=bias(weights.bias_broadcast2))
-  weights = Weights(*map(tf.constant, weights))
+  with_bias = lambda part, gain=1.0: part._replace(w=gain * part.w, b=rng.normal(0, 0.1, part.b.shape)) if part else ()
+  weights = Weights(
+      conv1=with_bias(weights.conv1, 0.15), conv2=with_bias(weights.conv2, 0.4),
+      rnn=weights.rnn._replace(w_in=2 * weights.rnn.w_in), policy=with_bias(weights.policy), value=with_bias(weights.value),
+      view1=with_bias(weights.view1), view2=with_bias(weights.view2))
+  weights = tf.nest.map_structure(tf.constant, weights)
   frames = tf.constant(rng.integers(0, 256, (N + 1, B, SIZE, SIZE)), tf.uint8)
   reset = np.zeros((N + 1, B))
   reset[0] = case != 'begins inside an episode'
@@ -106,11 +108,29 @@ def make_problem(case):
     state = live(act, weights, state, frames[:4], tf.zeros((4, B), tf.float64))[1][-1]
   records, _ = live(act, weights, state, frames, tf.constant(reset))
   mask, _ = episode_mask(records.reset[1:], tf.zeros(B, tf.float64))
-  mask = tf.ones_like(mask) if case == 'three windows' else mask
-  window = Window(records, tf.constant(rng.integers(0, A, (N, B)), tf.int32), tf.constant(rng.normal(size=(N, B))), mask)
-  costs = COSTS._replace(voltage_reg_method='avg_all' if case == 'averages over trials' else 'avg_time')
+  mask = tf.ones_like(mask) if case in ('three windows', ESTIMATED) else mask
+  window = Window(records, tf.constant(rng.integers(0, A, (N, B)), tf.int32), tf.constant(rng.normal(size=(N, B))), mask,
+                  tf.constant(0.6 if case == ESTIMATED else 1.0, tf.float64))
+  costs = COSTS._replace(voltage_reg_method='avg_all' if case == 'averages over trials' else 'avg_time',
+                         gae_lambda=0.8 if case == ESTIMATED else 1.0)
   feedback = tf.constant(rng.normal(size=(agent.n_features, A + 1))) if 'random feedback' in case else None
   return Problem(agent, costs, weights, state, window, feedback)
+
+
+def one_by_one(records):
+  """Stacked records as a list of Records."""
+  return [type(records)(*arrays) for arrays in zip(*map(tf.unstack, records))]
+
+
+def learn(problem, costs, window=None, bptt=False, compiled=False):
+  """Result of the adjoint form; by default without its graphs, which take longer to compile than to run."""
+  window = window or problem.window
+  tf.config.run_functions_eagerly(not compiled)
+  try:
+    return Learner(problem.agent, costs, bptt)(problem.weights, one_by_one(window.records), *window[1:],
+                                               feedback=problem.feedback)
+  finally:
+    tf.config.run_functions_eagerly(False)
 
 
 @functools.cache
@@ -122,19 +142,19 @@ def gradient(case, rule, costs=None, compiled=False):
   if rule == 'hardcoded':
     run = lambda: hardcoded(p.agent, costs, p.weights, p.window, feedback=p.feedback)[0]
   elif rule.endswith('adjoint'):
-    run = lambda: adjoint(p.agent, costs, p.weights, p.window, p.feedback, bptt)
+    return learn(p, costs, bptt=bptt, compiled=compiled)
   else:
     run = lambda: autodiff(p.agent, costs, p.weights, p.window, p.state, p.feedback, bptt)
   return tf.function(run, jit_compile=rule == 'hardcoded')() if compiled else run()
 
 
 def assert_equal(actual, expected, tolerance=1e-10):
-  """All gradients agree to a tolerance relative to their largest entry, and none of them is 0; names are the same."""
-  actual, expected = Weights(*actual)._asdict(), Weights(*expected)._asdict()
-  assert actual.keys() == expected.keys() and len(actual) >= 10
-  for name, b in expected.items():
+  """All gradients (Weights or lists) agree to a tolerance relative to their largest entry, and none of them is 0."""
+  actual, expected = tf.nest.flatten(actual), tf.nest.flatten(expected)
+  assert len(actual) == len(expected) >= 10
+  for name, a, b in zip(by_name(NAMES), actual, expected):
     assert np.abs(b).max() > 1e-6, name
-    assert relative_error(actual[name], b) < tolerance, name
+    assert relative_error(a, b) < tolerance, name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,10 +203,10 @@ def test_published_sizes_and_initial_weights(broadcast):
   fan_in = dict(conv1=64, conv2=256, w_in=2312, w_rec=400, w_policy=agent.n_features, w_value=agent.n_features)
   if broadcast:
     fan_in |= dict(broadcast1=1024, broadcast2=128)
-    assert weights.broadcast1.shape == (8, 8, 16, 32) and weights.broadcast2.shape == (4, 4, 8, 64)
-    assert weights.bias_broadcast1.shape == (32,) and weights.bias_broadcast2.shape == (64,)
-  assert list(weights._asdict()) == list(Weights._fields[:14 if broadcast else 10])
-  for name, w in weights._asdict().items():
+    assert weights.view1.w.shape == (8, 8, 16, 32) and weights.view2.w.shape == (4, 4, 8, 64)
+    assert weights.view1.b.shape == (32,) and weights.view2.b.shape == (64,)
+  assert list(by_name(weights)) == list(by_name(NAMES))[:14 if broadcast else 10]
+  for name, w in by_name(weights).items():
     assert w.dtype == np.float32
     if name in fan_in:
       scaled = w * np.sqrt(fan_in[name])
@@ -195,7 +215,7 @@ def test_published_sizes_and_initial_weights(broadcast):
       assert (np.abs(scaled).max() > 3) if normal else (1.8 < np.abs(scaled).max() <= 2.0001), name
     else:
       assert not w.any(), name
-  assert not np.diag(weights.w_rec).any()
+  assert not np.diag(weights.rnn.w_rec).any()
   np.testing.assert_array_equal(agent.cell.beta > 0, np.arange(400) >= 240)
 
 
@@ -210,27 +230,27 @@ def test_arguments_that_do_not_fit():
   conv = ConvLIF((12, 12, 1), filters=3, kernel=4, stride=2, pool=2, pool_stride=1)
   with pytest.raises(ValueError, match='second layer'):
     Agent(3, conv, conv, lsnn.ALIF(4))
-  with pytest.raises(ValueError, match='scale_input'):
-    Agent(3, conv, ConvLIF(conv.size, filters=2, kernel=2, stride=1, pool=2, pool_stride=2), lsnn.ALIF(4, scale_input=True))
   p = make_problem('episodes end')
   with pytest.raises(ValueError, match='avg_time, avg_all'):
-    adjoint(p.agent, COSTS._replace(voltage_reg_method='mean'), p.weights, p.window)
+    learn(p, COSTS._replace(voltage_reg_method='mean'))
 
 
 @pytest.mark.parametrize('broadcast', [False, True])
 def test_spread_is_the_transpose_of_see(broadcast):
   rng = np.random.default_rng(0)
   for layer in (published_agent(broadcast).conv1, make_agent(broadcast).conv2):
-    z, signal, filters = (tf.constant(rng.normal(size=shape)) for shape in (
-        (2, *layer.size), (2, layer.view.n_features), layer.view.filter_shape))
-    seen = layer.view.see(z, filters, tf.zeros(layer.view.filters, tf.float64))
-    np.testing.assert_allclose(tf.reduce_sum(seen * signal), tf.reduce_sum(z * layer.view.spread(signal, filters)), rtol=1e-10)
+    z, signal = (tf.constant(rng.normal(size=shape)) for shape in ((2, *layer.size), (2, layer.view.n_features)))
+    weights = Affine(tf.constant(rng.normal(size=layer.view.filter_shape)), tf.zeros(layer.view.filters, tf.float64)
+                     ) if broadcast else ()
+    seen = layer.view.see(z, weights)
+    np.testing.assert_allclose(tf.reduce_sum(seen * signal), tf.reduce_sum(z * layer.view.spread(signal, weights)), rtol=1e-10)
 
 
 def of_oracle(case):
   """The oracle's simulation and its arguments from `weights` on; for cases that begin with an episode."""
   p = make_problem(case)
-  weights = Weights(*(w.numpy() for w in p.weights))
+  none = dict.fromkeys(('broadcast1', 'bias_broadcast1', 'broadcast2', 'bias_broadcast2'), np.zeros(0))
+  weights = types.SimpleNamespace(**none | {name: w.numpy() for name, w in by_name(p.weights).items()})
   images, reset = p.window.records.frame.numpy() / 255, p.window.records.reset.numpy()
   neurons = oracle.Neurons(**NEURONS)
   return p, neurons, weights, reset, atari_oracle.simulate(p.agent, neurons, weights, images, reset)
@@ -290,8 +310,9 @@ def test_returns_and_td_errors():
   np.testing.assert_allclose(R, atari_oracle.returns(reward, done, value[-1], 0.9), rtol=1e-12)
   assert relative_error(R[-1], reward[-1]) > 0.01 and R[-1, 2] == reward[-1, 2]  # bootstrapped where no episode ended
   delta = atari_oracle.td_errors(reward, done, value, 0.9)
-  summed = discounted_returns(tf.constant(delta), tf.constant(done), tf.zeros(B, tf.float64), 0.9)
-  np.testing.assert_allclose(summed, R - value[:-1], atol=1e-12)
+  np.testing.assert_allclose(atari_oracle.advantages(delta, done, 0.9), R - value[:-1], atol=1e-12)
+  summed = discounted_returns(tf.constant(delta), tf.constant(done), tf.zeros(B, tf.float64), 0.72)
+  np.testing.assert_allclose(summed, atari_oracle.advantages(delta, done, 0.72), atol=1e-12)
 
 
 def test_mask_is_one_until_the_first_end():
@@ -307,15 +328,15 @@ def test_mask_is_one_until_the_first_end():
 @pytest.mark.parametrize('case', [case for case in CASES if case != 'begins inside an episode'])
 def test_losses_and_gradients_are_those_of_the_oracle(case):
   p, neurons, weights, reset, run = of_oracle(case)
-  arrays = (p.window.action.numpy(), p.window.reward.numpy(), p.window.mask.numpy(), reset)
+  arrays = (*(x.numpy() for x in p.window[1:]), reset)
   result = gradient(case, 'adjoint')
   expected = atari_oracle.losses(p.agent, p.costs, neurons, run, *arrays)
   assert np.abs(expected).min() > 1e-3
   np.testing.assert_allclose(result.losses, expected, rtol=1e-10)
   np.testing.assert_allclose(result.rate, run.rnn.z.mean((0, 1)), rtol=1e-12)
-  feedback = heads(weights)[0].numpy() if p.feedback is None else p.feedback.numpy()
+  feedback = (heads(p.weights).w if p.feedback is None else p.feedback).numpy()
   gradients = atari_oracle.eprop(p.agent, p.costs, neurons, weights, run, *arrays, feedback)
-  assert_equal(result.gradients, [gradients[name] for name in Weights._fields])
+  assert_equal(result.gradients, [gradients[name] for name in by_name(p.weights)])
 
 
 @pytest.mark.parametrize('rule', ['hardcoded', 'autodiff'])
@@ -335,39 +356,30 @@ def test_shares_of_a_batch_add_up():
   spikes = whole.rate * ((N + 1) * S * B // 2)  # of half a batch, on average
   learner = Learner(p.agent, costs, over_processes=lambda own: spikes + 0 * own)
   learn_alone, parts, alone = Learner(p.agent, costs), [], []
+  flat = lambda result: tf.nest.flatten(result.gradients)
   for half in (slice(0, 2), slice(2, 4)):
     batch_first = {'reset', 'frame', 'z_before', 'features', 'logits', 'value'}
-    records = [type(r)(*(x[half] if name in batch_first else x[:, half] for name, x in zip(r._fields, r))) for r in (
-        type(p.window.records)(*(x[n] for x in p.window.records)) for n in range(N + 1))]
-    arguments = p.weights, records, *(x[:, half] for x in p.window[1:])
+    records = [type(r)(*(x[half] if name in batch_first else x[:, half] for name, x in zip(r._fields, r)))
+               for r in one_by_one(p.window.records)]
+    arguments = p.weights, records, *(x[:, half] for x in p.window[1:4])
     parts.append(learner(*arguments))
     alone.append(learn_alone(*arguments))
   for results, agrees in ((parts, True), (alone, False)):
-    losses, gradients = (np.sum([r.losses for r in results], 0), [sum(g) for g in zip(*(r.gradients for r in results))])
+    losses, gradients = (np.sum([r.losses for r in results], 0), [sum(g) for g in zip(*map(flat, results))])
     assert np.allclose(losses, whole.losses, rtol=1e-10) == agrees
-    assert (relative_error(Weights(*gradients).w_in, whole.gradients.w_in) < 1e-10) == agrees
-  assert_equal([sum(g) for g in zip(*(r.gradients for r in parts))], whole.gradients)
+    assert (relative_error(gradients[4], whole.gradients.rnn.w_in) < 1e-10) == agrees
+  assert_equal([sum(g) for g in zip(*map(flat, parts))], whole.gradients)
 
 
 @pytest.mark.parametrize('case, rule', [
-    *(('begins inside an episode', rule) for rule in ('adjoint', 'hardcoded', 'autodiff')), (BROADCAST, 'hardcoded')])
+    *(('begins inside an episode', rule) for rule in ('hardcoded', 'autodiff')), (BROADCAST, 'hardcoded'),
+    *((case, rule) for case in ('averages over trials', f'{BROADCAST}, random feedback') for rule in ('adjoint', 'bptt_adjoint'))])
 def test_compiled_graphs_give_the_same(case, rule):
   """Compiled by XLA as a whole where it may be."""
   expected, actual = (gradient(case, rule, compiled=compiled) for compiled in (False, True))
   assert_equal(actual.gradients, expected.gradients)
-  np.testing.assert_allclose(actual.losses, expected.losses, rtol=1e-10)
-
-
-@pytest.mark.parametrize('bptt', [False, True])
-@pytest.mark.parametrize('case', ['averages over trials', 'random feedback', f'{BROADCAST}, random feedback'])
-def test_learner_takes_records_one_by_one(case, bptt):
-  p = make_problem(case)
-  records = [type(p.window.records)(*arrays) for arrays in zip(*map(tf.unstack, p.window.records))]
-  result = Learner(p.agent, p.costs, bptt)(p.weights, records, *p.window[1:], feedback=p.feedback)
-  expected = gradient(case, 'bptt_adjoint' if bptt else 'adjoint')
-  assert_equal(result.gradients, expected.gradients)
-  for actual, want in zip(tf.nest.flatten(result[1:]), tf.nest.flatten(expected[1:])):
-    np.testing.assert_allclose(actual, want, rtol=1e-10)
+  for a, b in zip(tf.nest.flatten(actual[1:]), tf.nest.flatten(expected[1:])):
+    np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
 @pytest.mark.parametrize('case', ['begins inside an episode', 'averages over trials', BROADCAST])
@@ -378,7 +390,9 @@ def test_bptt_is_autodiff_without_stops(case):
 def test_bptt_and_eprop_differ():
   """Except in the heads."""
   eprop, bptt = (gradient(BROADCAST, rule).gradients for rule in ('adjoint', 'bptt_adjoint'))
-  for name, a, b in zip(Weights._fields, eprop, bptt):
+  eprop, bptt = by_name(eprop), by_name(bptt)
+  for name, a in eprop.items():
+    b = bptt[name]
     error = relative_error(a, b)
     assert error < 1e-10 if name in HEADS else error > 1e-2, name
 
@@ -389,19 +403,35 @@ def test_every_cost_counts(cost):
   acts_on = dict(baseline_cost=(0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13), entropy_cost=(4, 5, 6, 7), rate_cost=(4, 5),
                  voltage_cost_rnn=(4, 5), voltage_cost_cnn=(0, 1, 2, 3))[cost]
   with_it, without = (gradient(BROADCAST, 'adjoint', costs).gradients for costs in (COSTS, COSTS._replace(**{cost: 0.0})))
-  for k, (a, b) in enumerate(zip(with_it, without)):
+  for k, (name, a, b) in enumerate(zip(by_name(NAMES), *map(tf.nest.flatten, (with_it, without)))):
     changed = np.abs(a - b).max() / np.abs(a).max()
-    assert changed > 1e-3 if k in acts_on else changed < 1e-12, Weights._fields[k]
+    assert changed > 1e-3 if k in acts_on else changed < 1e-12, name
+
+
+@pytest.mark.parametrize('change', ['lambda', 'policy_weight'])
+def test_advantages_change_the_learning_signal_alone(change):
+  """Lambda all that is learned from rewards; the weight of the policy what its head learns, by that factor."""
+  p = make_problem(ESTIMATED)
+  costs = p.costs._replace(entropy_cost=0.0)
+  costs, window = (costs._replace(gae_lambda=1.0), p.window) if change == 'lambda' else (
+      costs, p.window._replace(policy_weight=tf.constant(0.3, tf.float64)))
+  changed = by_name(learn(p, costs, window).gradients)
+  before = by_name(gradient(ESTIMATED, 'adjoint', p.costs._replace(entropy_cost=0.0)).gradients)
+  for name in ('conv1', 'w_in', 'w_rec', 'w_policy') + ('w_value',) * (change == 'lambda'):
+    assert relative_error(changed[name], before[name]) > 0.01, name
+  if change == 'policy_weight':
+    np.testing.assert_allclose(2 * changed['w_policy'], before['w_policy'], rtol=1e-12)
+    np.testing.assert_array_equal(changed['w_value'], before['w_value'])
 
 
 def test_random_feedback_and_symmetric_feedback_differ():
   """Except in the heads."""
   symmetric, random = (gradient(case, 'adjoint').gradients for case in (BROADCAST, f'{BROADCAST}, random feedback'))
-  for name, a, b in zip(Weights._fields, symmetric, random):
+  for name, a, b in zip(by_name(NAMES), *map(tf.nest.flatten, (symmetric, random))):
     assert relative_error(a, b) < 1e-10 if name in HEADS else relative_error(a, b) > 0.1, name
 
 
-@pytest.mark.parametrize('rule', [adjoint, hardcoded])
+@pytest.mark.parametrize('rule', ['adjoint', 'hardcoded'])
 def test_finished_episodes_contribute_nothing(rule):
   """Other actions and rewards after the first end of an episode change nothing, before it they do."""
   p = make_problem('episodes end')
@@ -412,14 +442,13 @@ def test_finished_episodes_contribute_nothing(rule):
 
   def gradients(reward, action):
     window = p.window._replace(reward=tf.constant(reward), action=tf.constant(action, tf.int32))
-    result = rule(p.agent, costs, p.weights, window)
-    return (result if rule is adjoint else result[0]).gradients
+    return (learn(p, costs, window) if rule == 'adjoint' else hardcoded(p.agent, costs, p.weights, window)[0]).gradients
 
   reward, action = p.window.reward.numpy(), p.window.action.numpy()
   expected = gradients(reward, action)
   assert_equal(gradients(np.where(after, rng.normal(size=after.shape), reward),
                          np.where(after, (action + 1) % A, action)), expected, 1e-12)
-  assert relative_error(gradients(np.where(after, reward, reward + 1), action)[4], expected[4]) > 1e-3
+  assert relative_error(gradients(np.where(after, reward, reward + 1), action).rnn.w_in, expected.rnn.w_in) > 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -429,24 +458,26 @@ def test_finished_episodes_contribute_nothing(rule):
 def cut_window(window, first, last):
   """Steps first ... last - 1 and the frame after them."""
   records = type(window.records)(*(array[first:last + 1] for array in window.records))
-  return Window(records, window.action[first:last], window.reward[first:last], window.mask[first:last])
+  return Window(records, *(array[first:last] for array in window[1:4]), window.policy_weight)
 
 
-@pytest.mark.parametrize('case', ['three windows', 'begins inside an episode', BROADCAST])
+@pytest.mark.parametrize('case', ['three windows', 'begins inside an episode', ESTIMATED, BROADCAST])
 def test_carried_traces_give_the_gradient_of_the_long_window(case):
   """At fixed weights, windows cut inside episodes; without the costs that are means over a window."""
   p = make_problem(case)
-  whole = gradient(case, 'adjoint', NO_MEANS).gradients
+  costs = NO_MEANS._replace(gae_lambda=p.costs.gae_lambda)
+  whole = gradient(case, 'adjoint', costs).gradients
   traces, carried, truncated = None, [], []
   for first, last in ((0, 2), (2, 3), (3, N)):
     window = cut_window(p.window, first, last)
-    result, traces = hardcoded(p.agent, NO_MEANS, p.weights, window, traces)
+    result, traces = hardcoded(p.agent, costs, p.weights, window, traces)
     carried.append(result.gradients)
-    truncated.append(hardcoded(p.agent, NO_MEANS, p.weights, window)[0].gradients)
-    assert_equal(truncated[-1], adjoint(p.agent, NO_MEANS, p.weights, window).gradients)
-  assert_equal([np.sum(parts, 0) for parts in zip(*carried)], whole)
-  for name, b in whole._asdict().items():
-    assert relative_error(np.sum([getattr(part, name) for part in truncated], 0), b) > 1e-3, name
+    truncated.append(hardcoded(p.agent, costs, p.weights, window)[0].gradients)
+    assert_equal(truncated[-1], learn(p, costs, window).gradients)
+  added = lambda parts: [np.sum(arrays, 0) for arrays in zip(*map(tf.nest.flatten, parts))]
+  assert_equal(added(carried), whole)
+  for name, a, b in zip(by_name(whole), added(truncated), tf.nest.flatten(whole)):
+    assert relative_error(a, b) > 1e-3, name
 
 
 def test_traces_do_not_grow_with_the_window():

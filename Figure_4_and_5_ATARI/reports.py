@@ -1,0 +1,68 @@
+"""What a run shows of an agent: whole games that it plays, one recorded game, figures."""
+import os
+
+from absl import flags
+import numpy as np
+
+from experiment import rng
+import files
+import playing
+import plots
+import schedules
+
+FLAGS = flags.FLAGS
+PUBLISHED = {'atari/pong': 'about 10 after about 3 days'}  # the authors' note on their program
+
+
+def draw(folder, ending, player, weights, title, n_frames=float('inf')):
+  """Records a game and draws the figures of it, game<ending>.png and others, and of the run.
+
+  Args:
+    folder: to write to.
+    ending: of the files' names.
+    player, weights: playing.Player, agent.Weights.
+    title: what the agent is.
+    n_frames: emulator frames of its training, on which the discount of the returns may depend.
+  """
+  discount = schedules.at(FLAGS.discounting, n_frames)
+  game = playing.record_game(player, weights, FLAGS.eval_length, discount, FLAGS.seed, rng('recording'))
+  game |= dict(action_names=np.array(player.environment.action_meanings), seconds_per_step=FLAGS.num_action_repeats / 60,
+               title=f'{FLAGS.level_name}: {title}')
+  path = lambda name: os.path.join(folder, name)
+  plots.game(game, path(f'game{ending}.png'), FLAGS.show)
+  if FLAGS.export_image_data:
+    files.write_npz(path(f'screens{ending}.npz'), dict(screens=game['screens']), compressed=True)
+  if FLAGS.save_anim:
+    plots.animate(game, path(f'game{ending}.{FLAGS.anim_format}'))
+  if os.path.exists(path('metrics.csv')):
+    plots.learning_curve(path('metrics.csv'), path('learning_curve.png'), FLAGS.level_name)
+  if not ending:
+    files.write_npz(path('game.npz'), game, compressed=True)
+
+
+def evaluate(folder, player, weights):
+  """Evaluates over whole games, records one, draws the figures.
+
+  Args:
+    folder: to write figures to; of metrics.csv, if there is one.
+    player, weights: playing.Player, agent.Weights.
+
+  Returns:
+    Lines to print; numbers for summary.json; signs of death.
+  """
+  player.environment.set_max_episode_len(FLAGS.eval_max_episode_len)
+  games, signs = playing.evaluate(player, weights, FLAGS.eval_episodes, FLAGS.seed, rng('evaluation'))
+  scores = games.score
+  summary = dict(score=scores.mean(), score_sd=scores.std(ddof=1) if len(scores) > 1 else 0.0, games=len(scores),
+                 won=games.won.mean(), lost=(games.won - scores).mean(), episode_len=games.length.mean())
+  score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
+  lines = [f'{score}, {summary["won"]:.2f} points won and {summary["lost"]:.2f} lost, {games.length.mean():.0f} agent steps each',
+           f'published:  {PUBLISHED.get(FLAGS.level_name, "not available")}']
+  metrics = os.path.join(folder, 'metrics.csv')
+  if os.path.exists(metrics):
+    lines += [f'score {level:.0f} was first reached after {frames / 1e6:.1f} million frames, {hours:.2f} h'
+              for level, frames, hours in plots.milestones(plots.read_curve(metrics))]
+  if FLAGS.do_plot:
+    draw(folder, '', player, weights, score)
+    lines.append(f'figure:     {os.path.join(folder, "game.png")}')
+  return lines, summary, [] if FLAGS.mode == 'chance' else signs

@@ -1,0 +1,363 @@
+"""Training of figures 4 and 5: games in windows of agent steps, a gradient of each window, Adam.
+
+An iteration plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps. It adds up the
+gradients of the windows and changes the weights once, and steps after an environment's first episode count for nothing; or,
+with --noapply_after_end, it changes them after each window, and all steps count. Then all games begin anew.
+"""
+import itertools
+import os
+import sys
+import time
+from typing import NamedTuple
+
+import experiment
+from absl import flags
+import keras
+import numpy as np
+import tensorflow as tf
+
+from actor_critic import Costs, Losses, episode_mask
+from agent import by_name
+import configuration
+import files
+from experiment import rng
+from online_reward_based_eprop import hardcoded
+import playing
+from reward_based_eprop import Learner, autodiff
+import reports
+import schedules
+
+FLAGS = flags.FLAGS
+
+FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment')  # a resumed run may have other values
+SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
+COLUMNS = ('frames', 'score', 'won', 'lost', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss',
+           'explained', 'advantage_sd', 'entropy', 'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn',
+           'learning_rate', 'max_episode_len', 'frames_per_s')
+
+
+def make_learner(agent, weights, group, n_frames=0):
+  """How a window is learned from.
+
+  Args:
+    agent: Agent.
+    weights: Weights of variables.
+    group: processes.Group.
+    n_frames: emulator frames played so far, on which costs may depend.
+
+  Returns:
+    A function of Played and the last three of Window that returns a Result, and one that makes it forget earlier windows.
+  """
+  values = {name: getattr(FLAGS, name) for name in Costs._fields}
+  values |= {name: schedules.at(values[name], n_frames) for name in ('discounting', 'entropy_cost')}
+  # Costs of means over the batch: each process adds its part.
+  values |= {name: values[name] / group.size for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}
+  costs, bptt = Costs(**values), not FLAGS.use_eprop
+  if FLAGS.eprop_impl == 'adjoint':
+    learner = Learner(agent, costs, bptt, lambda spikes: tf.constant(group.sum([spikes])[0] / group.size))
+    return lambda played, *signal: learner(weights, played.records, tf.constant(played.action), *signal), lambda: None
+  if FLAGS.eprop_impl == 'autodiff':
+    compiled = tf.function(lambda *arguments: autodiff(agent, costs, weights, *arguments, bptt=bptt))
+    return lambda played, *signal: compiled(played.window(*signal), played.state), lambda: None
+  online = tf.function(lambda *arguments: hardcoded(agent, costs, weights, *arguments))
+  carried = []
+
+  def learn(played, *signal):
+    result, traces = online(played.window(*signal), *carried)
+    carried[:] = [traces]
+    return result
+
+  return learn, carried.clear
+
+
+class Optimizer:
+  """Adam, of the heads and of the other weights, with a learning rate of each; or of the heads alone (--nocell_train)."""
+  HEADS = ('w_policy', 'b_policy', 'w_value', 'b_value')
+
+  def __init__(self, weights):
+    dtype = np.dtype(FLAGS.dtype).type
+    self._parts = []  # names, optimizer, factor of the learning rate
+    for names, factor in ((self.HEADS, FLAGS.learning_rate_heads),
+                          ([name for name in by_name(weights) if name not in self.HEADS], 1.0))[:1 + FLAGS.cell_train]:
+      adam = keras.optimizers.Adam(0.0, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
+      adam.build(self._chosen(weights, names))
+      self._parts.append((names, adam, factor))
+    self.set_learning_rate(schedules.at(FLAGS.learning_rate, 0))
+
+  @staticmethod
+  def _chosen(weights, names):
+    arrays = by_name(weights)
+    return [arrays[name] for name in names]
+
+  @property
+  def variables(self):
+    """All that a resumed run needs."""
+    return [variable.value for _, adam, _ in self._parts for variable in adam.variables]
+
+  def set_learning_rate(self, rate):
+    for _, adam, factor in self._parts:
+      adam.learning_rate.assign(factor * rate)
+
+  def apply(self, gradients, weights):
+    """One update. gradients, weights: Weights, the latter of variables."""
+    for names, adam, _ in self._parts:
+      adam.apply(self._chosen(gradients, names), self._chosen(weights, names))
+
+
+class AdvantageScale:
+  """Running standard deviation of the advantages, by which --normalise_advantages divides those that follow.
+
+  Attributes:
+    variables: running mean of their squares, and the weight of what it has seen, both float64 [].
+  """
+  MEMORY = 0.99  # per window
+
+  def __init__(self):
+    self.variables = [tf.Variable(0.0, dtype=tf.float64) for _ in range(2)]
+
+  def policy_weight(self, n_frames):
+    """Of the policy loss of the window that begins after n_frames; 0 while nothing is known and the critic warms up."""
+    square, weight = (float(variable) for variable in self.variables)
+    if n_frames < FLAGS.critic_warmup_frames:
+      return 0.0
+    if not FLAGS.normalise_advantages:
+      return 1.0
+    return (weight / square) ** 0.5 if square else 0.0
+
+  def update(self, square):
+    """Takes in a window's mean square."""
+    for variable, value in zip(self.variables, (square, 1.0)):
+      variable.assign(self.MEMORY * variable + (1 - self.MEMORY) * value)
+
+
+class Sums(NamedTuple):
+  """What the steps of windows add up to, in all trials; float64 [] each, so that processes can add theirs up in turn."""
+  # Losses, each times its cost
+  policy_loss: float = 0
+  value_loss: float = 0
+  entropy_loss: float = 0
+  rate_loss: float = 0
+  voltage_rnn_loss: float = 0
+  voltage_cnn_loss: float = 0
+  # Windows, their mean firing rates, first games that go on
+  n_windows: float = 0
+  rate_lsnn: float = 0
+  n_unfinished: float = 0
+  # Of the environments' first games: steps, true rewards, and those above 0 alone, of the first SHORT steps, clipped
+  n_steps: float = 0
+  score: float = 0
+  won: float = 0
+  return_200: float = 0
+  return_clipped: float = 0
+  entropy: float = 0
+  # Of the steps that count for learning: how many, returns R and advantages A
+  n_counted: float = 0
+  returns: float = 0
+  returns_square: float = 0
+  advantage: float = 0
+  advantage_square: float = 0
+
+  @property
+  def losses(self):
+    return Losses(*self[:len(Losses._fields)])
+
+  def row(self):
+    """Columns of metrics.csv."""
+    of_games = {name: getattr(self, name) / FLAGS.parallel_episodes for name in ('score', 'won', 'return_200', 'return_clipped')}
+    variance = lambda sum_, square: square / self.n_counted - (sum_ / self.n_counted) ** 2
+    of_returns = variance(self.returns, self.returns_square)
+    explained = 1 - variance(self.advantage, self.advantage_square) / of_returns if of_returns > 0 else None
+    return dict(self._asdict(), **of_games, lost=of_games['won'] - of_games['score'],
+                episode_len=self.n_steps / FLAGS.parallel_episodes, explained=explained, entropy=self.entropy / self.n_steps,
+                advantage_sd=(self.advantage_square / self.n_counted) ** 0.5, rate_lsnn=self.rate_lsnn / self.n_windows)
+
+
+def sums_of(played, first_step, reward, mask, counted, n_unfinished, result):
+  """Sums of a window.
+
+  Args:
+    played: playing.Played.
+    first_step: how many agent steps went before.
+    reward: clipped, [N, B].
+    mask, counted: 1 for steps of first games, and for those that count for learning, [N, B].
+    n_unfinished: first games that go on after it.
+    result: reward_based_eprop.Result.
+
+  Returns:
+    Sums.
+  """
+  log_pi = tf.nn.log_softmax(tf.stack([record.logits for record in played.records[:-1]])).numpy()
+  returns = result.returns.numpy()
+  advantage = returns - np.stack([record.value for record in played.records[:-1]])
+  score = mask * played.score
+  of_games = dict(
+      n_steps=mask.sum(), score=score.sum(), won=score[score > 0].sum(), return_200=score[:max(0, SHORT - first_step)].sum(),
+      return_clipped=(mask * reward).sum(), entropy=-(mask * (np.exp(log_pi) * log_pi).sum(-1)).sum())
+  return Sums(*map(float, result.losses), n_windows=1, rate_lsnn=result.rate.numpy().mean(), n_unfinished=n_unfinished,
+              **of_games, n_counted=counted.sum(), returns=(counted * returns).sum(),
+              returns_square=(counted * returns ** 2).sum(), advantage=(counted * advantage).sum(),
+              advantage_square=(counted * advantage ** 2).sum())
+
+
+def initial_weights(agent):
+  """Variables, at random or as --restore_from and --restore_cnn_from have them.
+
+  Returns:
+    Weights; the emulator frames with which schedules begin.
+  """
+  weights = tf.nest.map_structure(tf.Variable, agent.initial_weights(rng('weights')))
+  frames = 0
+  if FLAGS.restore_from:
+    experiment.restore(by_name(weights), FLAGS.restore_from)
+    if FLAGS.resume_max_episode_len:
+      frames = int(experiment.load_npz(FLAGS.restore_from, [], ['frames']).get('frames', 0))
+  if FLAGS.restore_cnn_from:
+    of_layers = {name: w for name, w in by_name(weights).items() if name in ('conv1', 'bias1', 'conv2', 'bias2')}
+    experiment.restore(of_layers, FLAGS.restore_cnn_from)
+  return weights, frames
+
+
+def assign(variables, values):
+  """Gives variables their values."""
+  for variable, value in zip(variables, values):
+    variable.assign(value)
+
+
+class Worker:
+  """What each process of a run has: its share of the games, the agent, and the rule by which it learns.
+
+  Args:
+    group: processes.Group.
+
+  Attributes:
+    player: playing.Player.
+    weights: Weights of variables.
+    frames_before: emulator frames of the training that --restore_from goes on with.
+    scale: AdvantageScale.
+  """
+
+  def __init__(self, group):
+    environment = configuration.make_environment(FLAGS.parallel_episodes // group.size)
+    self.agent = configuration.make_agent(environment.n_actions)
+    self.weights, self.frames_before = initial_weights(self.agent)
+    self.player, self.scale, self._group = playing.Player(self.agent, environment), AdvantageScale(), group
+    self._phase = None
+
+  def begin(self, iteration, n_frames):
+    """Gives all processes the leader's state and sets what depends on the frames; returns the iteration, 0 for the end.
+
+    Args:
+      iteration: its number.
+      n_frames: emulator frames so far, with those of --restore_from.
+    """
+    state = [*tf.nest.flatten(self.weights), *self.scale.variables]
+    (iteration, self._n_frames), *values = self._group.from_leader([np.array([iteration, n_frames], np.int64), *state])
+    if self._group.rank > 0:
+      assign(state, values)
+    self.player.environment.set_max_episode_len(configuration.max_episode_len(self._n_frames))
+    phase = [schedules.at(value, self._n_frames) for value in (FLAGS.discounting, FLAGS.entropy_cost)]
+    if phase != self._phase:
+      self._phase = phase
+      self._learn, self._forget = make_learner(self.agent, self.weights, self._group, self._n_frames)
+    self._forget()
+    return int(iteration)
+
+  def play_and_learn(self, iteration, change, folder=None):
+    """The episodes of an iteration.
+
+    Args:
+      iteration: its number, on which everything random depends.
+      change: function of gradients (a list), loss and rate that changes the weights.
+      folder: of the run, for --save_observations.
+
+    Returns:
+      Sums of all processes; how many agent steps each environment was played.
+    """
+    player, group, unroll_length = self.player, self._group, int(schedules.at(FLAGS.unroll_length, self._n_frames))
+    generator = rng(f'episodes{group.rank or ""}', iteration)
+    player.begin(self.weights, int(generator.integers(2 ** 31)))
+    finished, gradients, sums = tf.zeros(len(player.logits), FLAGS.dtype), None, Sums()
+    for n_windows in itertools.count(1):
+      played = player.window(self.weights, unroll_length, generator)
+      mask, finished = episode_mask(tf.cast(played.done, FLAGS.dtype), finished)
+      counted = mask if FLAGS.apply_after_end else tf.ones_like(mask)
+      reward = np.clip(played.score, FLAGS.least_reward, 1).astype(FLAGS.dtype)
+      weight = tf.constant(self.scale.policy_weight(self._n_frames), FLAGS.dtype)
+      result = self._learn(played, tf.constant(FLAGS.reward_scale * reward), counted, weight)
+      of_window = sums_of(played, (n_windows - 1) * unroll_length, reward, mask.numpy(), counted.numpy(),
+                          np.sum(finished == 0), result)
+      of_window = Sums(*group.sum([np.array(of_window, np.float64)])[0])
+      sums = Sums(*map(sum, zip(sums, of_window)))
+      self.scale.update(of_window.advantage_square / max(of_window.n_counted, 1))
+      if FLAGS.save_observations:
+        playing.save_window(os.path.join(folder, f'observations_{iteration}_{n_windows}.npz'), played)
+      if not FLAGS.apply_after_end:
+        change(group.sum(tf.nest.flatten(result.gradients)), sum(of_window.losses), of_window.rate_lsnn)
+        player.look_again(self.weights)
+      elif gradients is None:
+        gradients = tf.nest.flatten(result.gradients)
+      else:
+        gradients = [a + b for a, b in zip(gradients, tf.nest.flatten(result.gradients))]
+      if not of_window.n_unfinished:
+        break
+    if FLAGS.apply_after_end:
+      change(group.sum(gradients), sum(sums.losses), sums.rate_lsnn)
+    return sums, n_windows * unroll_length
+
+
+def assist(group):
+  """What a further process does while the first one trains."""
+  FLAGS(sys.argv)
+  keras.config.set_floatx(FLAGS.dtype)
+  configuration.set_flags()
+  with experiment.device():
+    worker = Worker(group)
+    while iteration := worker.begin(0, 0):
+      flat = tf.nest.flatten(worker.weights)
+      worker.play_and_learn(iteration, lambda *_: assign(flat, group.from_leader(flat)))
+
+
+def train(group):
+  """Trains an agent, as the leader of a group."""
+  worker = Worker(group)
+  weights, player, optimizer = worker.weights, worker.player, Optimizer(worker.weights)
+  frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, worker.frames_before))
+  state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
+  state |= {f'advantage_{k}': variable for k, variable in enumerate(worker.scale.variables)}
+  run = experiment.Run('main', COLUMNS, dict(by_name(weights), frames=frames, frames_before=frames_before, **state),
+                       FREE_FLAGS)
+  arrays = lambda: dict({name: w.numpy() for name, w in by_name(weights).items()}, frames=np.int64(frames + frames_before))
+
+  run.stop(int(frames) >= FLAGS.total_environment_frames)  # a finished run goes on if it now has more frames to play
+  for iteration in run.iterations(None, FLAGS.print_every):
+    start = time.monotonic()
+    n_frames, n_all = int(frames), int(frames + frames_before)
+    worker.begin(iteration, n_all)
+    rate = schedules.at(FLAGS.learning_rate, n_all) * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
+    optimizer.set_learning_rate(rate)
+
+    def change(gradients, loss, spikes):
+      run.guard(iteration, loss, spikes)
+      optimizer.apply(tf.nest.pack_sequence_as(weights, gradients), weights)
+      group.from_leader(tf.nest.flatten(weights))
+
+    sums, n_steps = worker.play_and_learn(iteration, change, run.folder)
+    played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
+    frames.assign_add(played)
+    run.log(iteration, **{name: value for name, value in dict(
+        sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=player.environment.max_episode_len,
+        frames_per_s=played / (time.monotonic() - start)).items() if name in COLUMNS})
+    passed = lambda every: (n_frames + played) // every > n_frames // every
+    if passed(FLAGS.save_every):
+      path = run.path(f'weights_{n_frames + played}.npz')
+      files.check_finite(arrays(), f'after iteration {iteration}; {path} is not written')
+      files.write_npz(path, arrays())
+    if FLAGS.do_plot and passed(FLAGS.log_every):
+      reports.draw(run.folder, f'_{(n_frames + played) // 1000}k', player, weights, f'after {n_frames + played:,} frames',
+                   n_all)
+    if n_frames + played >= FLAGS.total_environment_frames:
+      run.stop()
+  worker.begin(0, 0)
+
+  lines, summary, signs = reports.evaluate(run.folder, player, weights)
+  run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines], signs)
