@@ -93,7 +93,7 @@ class Neuron(keras.layers.Layer):
   The functions `remember`, `spikes`, `initial_adjoint`, `adjoint_step`, `initial_eps` and `trace_step` differentiate `step`
   automatically. A subclass may replace them by formulas of its own, which are faster (ALIF does).
 
-  It is a Keras RNN cell: keras.layers.RNN(ALIF(100), return_sequences=True).
+  It is a Keras RNN cell: keras.layers.RNN(ALIF(100), return_sequences=True); models with it can be saved and loaded.
 
   Args:
     units: number of neurons N.
@@ -104,10 +104,20 @@ class Neuron(keras.layers.Layer):
   """
   State = None
 
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    keras.saving.register_keras_serializable('eprop')(cls)
+
+  def __new__(cls, *args, **kwargs):
+    # Keras keeps the arguments for get_config, which knows lists and no arrays.
+    listed = lambda value: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    return super().__new__(cls, *map(listed, args), **{name: listed(value) for name, value in kwargs.items()})
+
   def __init__(self, units, stop_z_gradients=False, **kwargs):
     super().__init__(**kwargs)
     if units < 1:
       raise ValueError(f'need units >= 1, got {units}')
+    self.supports_jit = False  # XLA takes a minute for what a differentiated loop does without it in a second
     self.units, self.stop_z_gradients = units, stop_z_gradients
     self.state_size = [units] * len(self.State._fields)
     self.output_size = units

@@ -3,6 +3,7 @@ import numpy as np
 
 from experiment import load_npz
 from files import UserError
+from tasks import GivenTrials
 
 
 def check_shape(path, name, array, *shapes):
@@ -61,14 +62,27 @@ def load_initial_arrays(path, n_in, n_rec, n_out, target_name, needs_feedback):
   return arrays
 
 
-def batch_of_iteration(path, array, iteration, n_dims):
-  """The entry of an array for one iteration (counted from 1); arrays of n_dims dimensions are the same in every one.
+def given_trials(path, arrays, like, n_iter, n_batch=None):
+  """The task of given inputs.
+
+  Args:
+    path: the file, for messages.
+    arrays: of `load_initial_arrays`, with inputs.
+    like: Task whose loss and error they are for.
+    n_iter: number of iterations.
+    n_batch: number of trials that was asked for, None for none.
+
+  Returns:
+    GivenTrials.
 
   Raises:
-    UserError: the file has too few iterations.
+    UserError: other trials or fewer iterations than asked for.
   """
-  if array.ndim == n_dims:
-    return array
-  if iteration > len(array):
-    raise UserError(f'{path} has inputs for {len(array)} iterations: --n_iter may not be larger')
-  return array[iteration - 1]
+  inputs = arrays['inputs']
+  of_classes = like.loss == 'cross_entropy'
+  target = np.eye(like.n_out)[arrays['labels']][..., None, :] if of_classes else arrays['targets']
+  if n_batch is not None and n_batch != inputs.shape[-3]:
+    raise UserError(f'--n_batch is {n_batch}, but the inputs in {path} have {inputs.shape[-3]} trials')
+  if inputs.ndim == 4 and n_iter > len(inputs):
+    raise UserError(f'{path} has inputs for {len(inputs)} iterations: --n_iter may not be larger')
+  return GivenTrials(like, inputs, target, n_iter)

@@ -11,24 +11,6 @@ from online import online_gradient
 from readout import LOSSES, RATE_COSTS, Result, Weights, loss_and_error, rate_cost, rate_signal
 
 
-def apply_gradients(optimizer, gradients, weights, adaptive_feedback=None, readout_decay=0.0):
-  """One update of the weights, and of a feedback matrix that learns.
-
-  Args:
-    optimizer: keras optimizer, built for the variables that follow.
-    gradients: Weights.
-    weights: Weights of tf.Variables.
-    adaptive_feedback: tf.Variable [N, K], which gets the same gradient as w_out through optimizer slots of its own; or None
-      where the feedback does not learn.
-    readout_decay: decay of w_out and B per update, see eprop.kolen_pollack.
-  """
-  if adaptive_feedback is None:
-    optimizer.apply(gradients, weights)
-    return
-  optimizer.apply((*gradients, gradients.w_out), (*weights, adaptive_feedback))
-  eprop.kolen_pollack(weights.w_out, adaptive_feedback, readout_decay)
-
-
 class Learner:
   """Loss and gradient of a network with a leaky readout, by e-prop or BPTT; a function with its compiled parts.
 
@@ -103,9 +85,9 @@ class Learner:
 
   @tf.function
   def evaluate(self, x, target, weight, weights):
-    """Task loss [] and outputs y [T, B, K] without learning; arguments as for `__call__`."""
-    y = self._simulate(x, weights)[1]
-    return loss_and_error(self.readout.loss, y, tf.broadcast_to(target, y.shape), weight)[0], y
+    """Task loss [], outputs y [T, B, K] and mean rates [N] without learning; arguments as for `__call__`."""
+    _, y, rate = self._simulate(x, weights)
+    return loss_and_error(self.readout.loss, y, tf.broadcast_to(target, y.shape), weight)[0], y, rate
 
   def _split(self, array):
     n_batch = array.shape[1]

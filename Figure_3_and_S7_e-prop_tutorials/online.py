@@ -36,23 +36,22 @@ def online_gradient(cell, readout, regularisation, x, target, weight, weights, f
   gain = 1 - readout.kappa if readout.normalised else 1
   cost, rate_target, kind = regularisation
   block = 1 if kind == 'online' else max(d for d in range(1, LONGEST_BLOCK + 1) if n_batch % d == 0)
-  in_blocks = lambda array: tf.reshape(array, [n_steps, n_batch // block, block, array.shape[-1]])
-  x, target = in_blocks(x), in_blocks(target)
+  in_blocks = lambda array: tf.transpose(tf.reshape(array, [n_steps, n_batch // block, block, array.shape[-1]]), [1, 0, 2, 3])
+  xs, targets = in_blocks(tf.cast(x, dtype)), in_blocks(target)
   w_rec = without_autapses(weights.w_rec)
   zeros = lambda *shape: tf.zeros(shape, dtype)
 
-  def step(b, t, state, eps, z_bar, e_bar, sums, y):
+  def step(b, x, target, t, state, eps, z_bar, e_bar, sums, y):
     gradient, g_out, loss, rate_loss, count, e_sum = sums
-    x_t = tf.cast(x[t, b], dtype)
-    current = x_t @ weights.w_in + state.z @ w_rec
+    current = x[t] @ weights.w_in + state.z @ w_rec
     after = cell.step(current, state.z, state)
-    e, eps = cell.trace_step(cell.remember(current, state, after), tf.concat([x_t, state.z], 1), eps)         # (22)-(25)
+    e, eps = cell.trace_step(cell.remember(current, state, after), tf.concat([x[t], state.z], 1), eps)        # (22)-(25)
     z_bar = readout.kappa * z_bar + gain * after.z
     e_bar = readout.kappa * e_bar + gain * e                                                                  # (28)
     y_t = z_bar @ weights.w_out
-    step_loss, error = loss_and_error(readout.loss, y_t, target[t, b], weight[t])
+    step_loss, error = loss_and_error(readout.loss, y_t, target[t], weight[t])
     learning_signal = tf.matmul(error, feedback, transpose_b=True)                                            # (4)
-    gradient += tf.einsum('bj,bij->ij', learning_signal, e_bar)                                               # (1)
+    gradient += tf.reduce_sum(learning_signal[:, None] * e_bar, 0)                                            # (1)
     g_out += tf.matmul(z_bar, error, transpose_a=True)
     count, e_sum = count + tf.reduce_sum(after.z, 0), e_sum + tf.reduce_sum(e, 0)
     if kind == 'online':
@@ -60,12 +59,13 @@ def online_gradient(cell, readout, regularisation, x, target, weight, weights, f
       deviation = count / seen - rate_target
       rate_loss += cost / n_steps * tf.reduce_sum(deviation ** 2)
       gradient += 2 * cost / n_steps * deviation / seen * e_sum
-    return b, t + 1, after, eps, z_bar, e_bar, (gradient, g_out, loss + step_loss, rate_loss, count, e_sum), y.write(t, y_t)
+    return t + 1, after, eps, z_bar, e_bar, (gradient, g_out, loss + step_loss, rate_loss, count, e_sum), y.write(t, y_t)
 
   def trials(b, sums, ys):
-    start = (b, 0, cell.State(*cell.get_initial_state(block)), cell.initial_eps(block, n_pre), zeros(block, n),
+    start = (0, cell.State(*cell.get_initial_state(block)), cell.initial_eps(block, n_pre), zeros(block, n),
              zeros(block, n_pre, n), sums, tf.TensorArray(dtype, n_steps, element_shape=[block, n_out]))
-    *_, sums, y = tf.while_loop(lambda b, t, *_: t < n_steps, step, start)
+    x, target = xs[b], targets[b]
+    *_, sums, y = tf.while_loop(lambda t, *_: t < n_steps, lambda *carried: step(b, x, target, *carried), start)
     return b + 1, sums, ys.write(b, y.stack())
 
   start = (0, (zeros(n_pre, n), zeros(n, n_out), zeros(), zeros(), zeros(n), zeros(n_pre, n)),

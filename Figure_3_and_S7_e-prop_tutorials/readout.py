@@ -9,7 +9,12 @@ learner.py puts these together with a layer.
 """
 from typing import NamedTuple
 
+import keras
+import numpy as np
 import tensorflow as tf
+
+from eprop import broadcast_readout
+from lsnn import exp_decay, exp_filter
 
 LOSSES = ('cross_entropy', 'squared_error')
 RATE_COSTS = ('simple', 'online')
@@ -109,3 +114,35 @@ def rate_signal(regularisation, rate, n_steps, n_batch, z=None):
   change = tf.transpose(2 * cost / n_steps * (running_rate(z) - target), [1, 0, 2]) / steps_so_far
   later = tf.cumsum(tf.reshape(change, [n_batch * n_steps, -1]), reverse=True)
   return tf.transpose(tf.reshape(later, [n_batch, n_steps, -1]), [1, 0, 2])
+
+
+@keras.saving.register_keras_serializable('eprop')
+class LeakyReadout(keras.layers.Layer):
+  """The leaky readout as a Keras layer: spikes [B, T, N] in, y [B, T, K] out; errors go back through random feedback, eq. (4).
+
+  On top of keras.layers.RNN(ALIF(N, stop_z_gradients=True), return_sequences=True) a model that is fitted learns by e-prop.
+
+  Args:
+    units: number of outputs K.
+    tau: time constant of the filter in ms.
+    symmetric: let errors go back through w_out instead.
+    seed: of the feedback matrix.
+  """
+
+  def __init__(self, units, tau=20.0, symmetric=False, seed=0, **kwargs):
+    super().__init__(**kwargs)
+    self.units, self.tau, self.symmetric, self.seed = units, tau, symmetric, seed
+    self.supports_jit = False  # as lsnn.Neuron
+
+  def build(self, input_shape):
+    shape = input_shape[-1], self.units
+    self.w_out = self.add_weight(shape=shape, initializer=keras.initializers.RandomNormal(stddev=shape[0] ** -0.5), name='w_out')
+    self.feedback = self.add_weight(shape=shape, initializer=keras.initializers.RandomNormal(stddev=1.0, seed=self.seed),
+                                    trainable=False, name='feedback')
+
+  def call(self, z):
+    kappa = np.dtype(self.compute_dtype).type(exp_decay(self.tau))
+    z_bar = exp_filter(tf.transpose(z, [1, 0, 2]), kappa, normalised=True)
+    w_out = tf.convert_to_tensor(self.w_out)
+    y = z_bar @ w_out if self.symmetric else broadcast_readout(z_bar, w_out, tf.convert_to_tensor(self.feedback))
+    return tf.transpose(y, [1, 0, 2])

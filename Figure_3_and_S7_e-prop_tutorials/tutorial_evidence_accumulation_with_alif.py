@@ -13,17 +13,18 @@ import numpy as np
 import tensorflow as tf
 
 import eprop
-from eprop import FEEDBACK, IMPLEMENTATIONS, cosine, eligibility_traces, feedback_matrix
+from eprop import FEEDBACK, IMPLEMENTATIONS, eligibility_traces, feedback_matrix
 from experiment import rng
 import files
 from files import UserError
-from initial_arrays import batch_of_iteration, load_initial_arrays
-from learner import Learner, apply_gradients
+from initial_arrays import given_trials, load_initial_arrays
+from learner import Learner
 from lsnn import ALIF, exp_decay, exp_filter
 import plots
 import reference
-from readout import RateCost, Readout, Weights
+from readout import RateCost, Readout
 from tasks import EvidenceAccumulation
+from trainer import Trainer, random_weights
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
@@ -62,7 +63,6 @@ flags.DEFINE_bool('log_gradient_angle', False, 'log the cosine between the e-pro
 flags.DEFINE_integer('gradient_angle_every', 10, 'iterations between two such cosines', lower_bound=1)
 flags.DEFINE_bool('device_placement', False, 'let TensorFlow say where each operation runs')
 
-N_OUT = 2  # left, right
 N_CONFIRMATION_BATCHES, N_TEST_BATCHES = 8, 4
 COLUMNS = ('train_loss', 'rate_loss', 'train_error', 'rate_hz', 'validation_error', 'confirmation_error',
            'cos_bptt_w_in', 'cos_bptt_w_rec', 'cos_bptt_w_out')
@@ -70,14 +70,11 @@ FREE_FLAGS = ('n_iter', 'print_every', 'do_plot', 'plot_every', 'device_placemen
 PUBLISHED = 'criterion reached after 200 to 500 iterations (random feedback, batch 32)'
 
 
-def initial_weights(n_in, n_rec):
+def initial_weights(n_in, n_rec, n_out):
   """w_in, w_rec ~ N(0, 1) / sqrt(fan-in), w_out Glorot-uniform, and the feedback matrix of --feedback; a dict."""
-  generator = rng('weights')
-  limit = np.sqrt(6 / (n_rec + N_OUT))
-  w_rec = generator.standard_normal((n_rec, n_rec)) / np.sqrt(n_rec)
-  np.fill_diagonal(w_rec, 0)
-  weights = dict(w_in=generator.standard_normal((n_in, n_rec)) / np.sqrt(n_in), w_rec=w_rec,
-                 w_out=generator.uniform(-limit, limit, (n_rec, N_OUT)))
+  generator, limit = rng('weights'), np.sqrt(6 / (n_rec + n_out))
+  weights = random_weights(generator, n_in, n_rec)
+  weights['w_out'] = generator.uniform(-limit, limit, (n_rec, n_out))
   return dict(weights, b_out=feedback_matrix(FLAGS.feedback, weights['w_out'], generator))
 
 
@@ -93,6 +90,78 @@ def check_flags():
     raise UserError('--tau_a, --tau_v, --tau_out and --thr must be positive, --dt between 0 and 50 ms')
 
 
+def make_network():
+  """The neurons, the first of them LIF, the others ALIF; the readout; the cost of the firing rates."""
+  alpha, rho = exp_decay(FLAGS.tau_v, FLAGS.dt), exp_decay(FLAGS.tau_a, FLAGS.dt)
+  beta = 1.7 * (1 - rho) / (1 - alpha) if FLAGS.beta is None else FLAGS.beta
+  cell = ALIF(FLAGS.n_regular + FLAGS.n_adaptive, thr=FLAGS.thr, tau=FLAGS.tau_v, tau_adaptation=FLAGS.tau_a, dt=FLAGS.dt,
+              beta=np.repeat([0, beta], [FLAGS.n_regular, FLAGS.n_adaptive]), n_refractory=FLAGS.n_ref,
+              dampening_factor=FLAGS.dampening_factor, dtype=FLAGS.dtype)
+  readout = Readout(np.dtype(FLAGS.dtype).type(exp_decay(FLAGS.tau_out, FLAGS.dt)), loss='cross_entropy')
+  return cell, readout, RateCost(FLAGS.reg_f, FLAGS.reg_rate * FLAGS.dt / 1000, FLAGS.f_regularization_type)
+
+
+def make_trainer():
+  """The network in training on its task: the same trials for the same seed, or those of --init_from."""
+  cell, readout, regularisation = make_network()
+  task = EvidenceAccumulation(rng, FLAGS.n_batch, FLAGS.dt)
+  if FLAGS.init_from:
+    arrays = load_initial_arrays(FLAGS.init_from, task.n_in, cell.units, task.n_out, 'labels',
+                                 needs_feedback=FLAGS.eprop and FLAGS.feedback != 'symmetric')
+    if 'inputs' in arrays:
+      if arrays['inputs'].shape[-2] < task.n_recall_steps:
+        raise UserError(f'the inputs in {FLAGS.init_from} have {arrays["inputs"].shape[-2]} steps, fewer than the recall period')
+      task = given_trials(FLAGS.init_from, arrays, task, FLAGS.n_iter, FLAGS.n_batch if FLAGS['n_batch'].present else None)
+  else:
+    arrays = initial_weights(task.n_in, cell.units, task.n_out)
+  learner = Learner(cell, readout, regularisation, not FLAGS.eprop, FLAGS.eprop_impl, experiment.n_shards(task.n_batch))
+  # Typed constants: Keras rounds Python's floats to float32, which a float64 run would show.
+  typed = np.dtype(FLAGS.dtype).type
+  optimizer = keras.optimizers.Adam(FLAGS.learning_rate, typed(0.9), typed(0.999), epsilon=1e-8)
+  return Trainer(learner, task, arrays, FLAGS.feedback, optimizer, FLAGS.readout_decay)
+
+
+def mean_error(trainer, stream, first, n):
+  """Mean error on n batches of a stream from number `first` on."""
+  errors = []
+  for k in range(first, first + n):
+    x, target = trainer.batch(stream, k)
+    errors.append(trainer.task.error(trainer.evaluate(x, target)[0], target))
+  return np.mean(errors)
+
+
+def train(run, trainer, validation_error, exported):
+  """The iterations, until the criterion is met: by a validation batch first, then by fresh batches drawn to confirm it."""
+  data = experiment.prefetched(lambda k: trainer.batch('train', k), run.iteration + 1)
+  for iteration in run.iterations(FLAGS.n_iter, FLAGS.print_every):
+    x, target = next(data)
+    angle = {}
+    if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
+      angle = trainer.gradient_angle(x, target)
+    before = reference.snapshot(trainer.weights, trainer.feedback) if iteration in exported else None
+    result = trainer.update(x, target)
+    if before:
+      reference.export(run.path(f'reference_{iteration}.npz'), iteration, trainer.learner, x, target, trainer.loss_weight, before,
+                       trainer.weights, result, FLAGS.dt, target[-1].argmax(-1))
+    train_loss, rate_loss = float(result.task_loss), float(result.rate_loss)
+    rate_hz = float(tf.reduce_mean(result.rate)) * 1000 / FLAGS.dt
+    run.guard(iteration, train_loss + rate_loss, rate_hz)
+    confirmation_error = None
+    validated = trainer.task.fresh and iteration % FLAGS.validate_every == 0
+    if validated:
+      validation_error.assign(mean_error(trainer, 'validation', iteration, 1))
+    if validation_error < FLAGS.stop_crit:
+      confirmation_error = mean_error(trainer, 'confirmation', N_CONFIRMATION_BATCHES * iteration, N_CONFIRMATION_BATCHES)
+      if confirmation_error < FLAGS.stop_crit:
+        run.stop()
+    run.log(iteration, train_loss=train_loss, rate_loss=rate_loss, train_error=trainer.task.error(result.y.numpy(), target),
+            rate_hz=rate_hz, validation_error=float(validation_error) if validated else None,
+            confirmation_error=confirmation_error, **angle)
+    if FLAGS.do_plot and iteration % FLAGS.plot_every == 0:
+      draw(run, trainer)
+  data.close()
+
+
 @tf.function(jit_compile=True)
 def simulate_trial(cell, readout, x, weights):
   """Run of one trial [T, 1, I] and its softmax output [T, 1, K]."""
@@ -103,22 +172,13 @@ def simulate_trial(cell, readout, x, weights):
 trace_recorder = tf.function(eligibility_traces, jit_compile=True)
 
 
-def record_trial(cell, readout, weights, feedback, x, label, task):
-  """One trial as the figure shows it.
-
-  Args:
-    cell, readout, weights, feedback: the network.
-    x: inputs [T, 1, I].
-    label: its class.
-    task: EvidenceAccumulation.
-
-  Returns:
-    dict of arrays without the trial dimension.
-  """
-  run, output = simulate_trial(cell, readout, x, weights)
-  z = run.z.numpy()
-  error = output.numpy()[:, 0] - np.eye(N_OUT)[label]
-  error[:-task.n_recall_steps] = 0
+def record_trial(trainer):
+  """One trial as the figure shows it, a dict of arrays without the trial dimension."""
+  x, target, shaded = trainer.task.shown()
+  cell = trainer.learner.layer.cell
+  run, output = simulate_trial(cell, trainer.learner.readout, x, trainer.weights)
+  z, in_loss = run.z.numpy(), trainer.loss_weight.numpy()[:, 0] > 0
+  error = np.where(in_loss, output.numpy()[:, 0] - target[:, 0], 0)
   # From each of the three neurons that spike most, the synapse with the largest slow (without ALIF: any) trace, onto
   # three different neurons, ALIF where there are enough: only there the slow factor takes part in the trace.
   pre = np.argsort(-z[:, 0].sum(0), kind='stable')[:3]
@@ -132,158 +192,49 @@ def record_trial(cell, readout, weights, feedback, x, label, task):
   for row in strength:
     row[post] = -1
     post.append(int(row.argmax()))
-  return dict(x=x[:, 0], z=z[:, 0], output=output.numpy()[:, 0], label=label, learning_signal=error @ feedback.numpy().T,
-              pre=pre, post=post, e=e[:, range(len(pre)), post],
-              eps_a=eps_a[:, range(len(pre)), post],
-              n_regular=FLAGS.n_regular, dt=FLAGS.dt, n_recall_steps=task.n_recall_steps)
+  return dict(x=x[:, 0], z=z[:, 0], output=output.numpy()[:, 0], label=target[-1, 0].argmax(),
+              learning_signal=error @ trainer.feedback.numpy().T, pre=pre, post=post, e=e[:, range(len(pre)), post],
+              eps_a=eps_a[:, range(len(pre)), post], n_regular=FLAGS.n_regular, dt=FLAGS.dt, n_recall_steps=in_loss.sum(),
+              **shaded)
+
+
+def draw(run, trainer):
+  """Writes figure.npz and figure.png."""
+  record = record_trial(trainer)
+  files.write_npz(run.path('figure.npz'), record, compressed=True)
+  plots.evidence_accumulation(record, run.path('figure.png'), FLAGS.show)
+
+
+def finish(run, trainer):
+  """The test after training, the figures, the closing lines."""
+  task = trainer.task
+  test_error = mean_error(trainer, 'test', 0, N_TEST_BATCHES if task.fresh else 1)
+  tested_on = f'{N_TEST_BATCHES * task.n_batch} fresh trials' if task.fresh else 'the given inputs'
+  lines = [f'test error: {100 * test_error:.1f} % on {tested_on}, after {run.iteration} iterations '
+           f'(criterion {100 * FLAGS.stop_crit:g} % {"reached" if run.stopped else "not reached"})',
+           f'published:  {PUBLISHED}']
+  if FLAGS.do_plot:
+    draw(run, trainer)
+    plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'), 'train_error', 'wrong decisions',
+                         FLAGS.stop_crit)
+    lines.append(f'figure:     {run.path("figure.png")}')
+  y, rate = trainer.evaluate(*trainer.batch('test', 0))
+  summary = dict(test_error=test_error, criterion_reached=run.stopped, stop_crit=FLAGS.stop_crit)
+  run.finish(trainer.final_weights(), summary, lines, experiment.signs_of_death(rate, y))
 
 
 def main():
   program.apply_smoke(n_iter=3, n_batch=4, validate_every=2)
   check_flags()
-  with experiment.device():
-    train()
-
-
-def train():
   tf.debugging.set_log_device_placement(FLAGS.device_placement)
-  dtype = np.dtype(FLAGS.dtype)
-  task = EvidenceAccumulation(dt=FLAGS.dt)
-  n_rec = FLAGS.n_regular + FLAGS.n_adaptive
-
-  # Network
-  alpha, rho = exp_decay(FLAGS.tau_v, FLAGS.dt), exp_decay(FLAGS.tau_a, FLAGS.dt)
-  beta = 1.7 * (1 - rho) / (1 - alpha) if FLAGS.beta is None else FLAGS.beta
-  cell = ALIF(n_rec, thr=FLAGS.thr, tau=FLAGS.tau_v, tau_adaptation=FLAGS.tau_a, dt=FLAGS.dt,
-              beta=np.repeat([0, beta], [FLAGS.n_regular, FLAGS.n_adaptive]), n_refractory=FLAGS.n_ref,
-              dampening_factor=FLAGS.dampening_factor, dtype=FLAGS.dtype)
-  if FLAGS.init_from:
-    arrays = load_initial_arrays(FLAGS.init_from, task.n_in, n_rec, N_OUT, 'labels',
-                                 needs_feedback=FLAGS.eprop and FLAGS.feedback != 'symmetric')
-  else:
-    arrays = initial_weights(task.n_in, n_rec)
-  weights = Weights(*(tf.Variable(arrays[name], dtype=dtype) for name in Weights._fields))
-  feedback = tf.Variable(arrays.get('b_out', arrays['w_out']), dtype=dtype)
-  if FLAGS.feedback == 'symmetric':
-    feedback = weights.w_out
-
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, not FLAGS.eprop, FLAGS.n_iter)
-
-  # Data: the same trials for the same seed, or given arrays
-  given = 'inputs' in arrays
-  if given:
-    n_batch, n_steps = arrays['inputs'].shape[-3:-1]
-    if FLAGS['n_batch'].present and FLAGS.n_batch != n_batch:
-      raise UserError(f'--n_batch is {FLAGS.n_batch}, but the inputs in {FLAGS.init_from} have {n_batch} trials')
-    if n_steps < task.n_recall_steps:
-      raise UserError(f'the inputs in {FLAGS.init_from} have {n_steps} steps, fewer than the recall period')
-  else:
-    n_batch, n_steps = FLAGS.n_batch, task.n_steps
-
-  def make_batch(iteration):
-    if not given:
-      return task.batch(rng('train', iteration), n_batch)[:2]
-    x = batch_of_iteration(FLAGS.init_from, arrays['inputs'], min(iteration, FLAGS.n_iter), 3)
-    return np.moveaxis(x, 0, 1), batch_of_iteration(FLAGS.init_from, arrays['labels'], min(iteration, FLAGS.n_iter), 1)
-
-  # Learning rule
-  readout = Readout(dtype.type(exp_decay(FLAGS.tau_out, FLAGS.dt)), loss='cross_entropy')
-  regularisation = RateCost(FLAGS.reg_f, FLAGS.reg_rate * FLAGS.dt / 1000, FLAGS.f_regularization_type)
-  n_shards = experiment.n_shards(n_batch)
-  learner = Learner(cell, readout, regularisation, not FLAGS.eprop, FLAGS.eprop_impl, n_shards)
-  bptt = Learner(cell, readout, regularisation, bptt=True, n_shards=n_shards)
-  loss_weight = tf.constant(task.loss_weight(n_steps, n_batch), dtype)
-  adaptive_feedback = feedback if FLAGS.eprop and FLAGS.feedback == 'adaptive' else None
-  # Typed constants: Keras rounds Python's floats to float32, which a float64 run would show.
-  optimizer = keras.optimizers.Adam(FLAGS.learning_rate, dtype.type(0.9), dtype.type(0.999), epsilon=1e-8)
-  optimizer.build([*weights] + ([] if adaptive_feedback is None else [adaptive_feedback]))
-  one_hot = lambda labels: np.eye(N_OUT, dtype=dtype)[labels][None]  # [1, B, K]
-
-  @tf.function
-  def update(x, target):
-    result = learner(x, target, loss_weight, weights, feedback)
-    apply_gradients(optimizer, result.gradients, weights, adaptive_feedback, FLAGS.readout_decay)
-    return result
-
-  @tf.function
-  def gradient_angle(x, target):
-    pairs = zip(learner(x, target, loss_weight, weights, feedback).gradients,
-                bptt(x, target, loss_weight, weights, feedback).gradients)
-    return [cosine(a, b) for a, b in pairs]
-
-  def error_on_fresh_batches(stream, first, n):
-    errors = []
-    for k in range(first, first + n):
-      x, labels, _ = task.batch(rng(stream, k), n_batch)
-      errors.append(task.error(learner.evaluate(x, one_hot(labels), loss_weight, weights)[1].numpy(), labels))
-    return np.mean(errors)
-
-  # Loop
-  validation_error = tf.Variable(1.0, dtype=tf.float64)
-  variables = dict(weights._asdict(), b_out=feedback, validation_error=validation_error,
-                   **{f'optimizer_{k}': variable.value for k, variable in enumerate(optimizer.variables)})
-  run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS, variables, FREE_FLAGS)
-  if given:
-    x, labels = make_batch(1)
-    shown = dict(x=np.ascontiguousarray(x[:, :1]), label=labels[0])
-  else:
-    x, labels, cues = task.batch(rng('figure'), 1)
-    shown = dict(x=x, label=labels[0])
-
-  def draw():
-    record = record_trial(cell, readout, weights, feedback, task=task, **shown)
-    if not given:
-      record.update(cues=cues[0], cue_steps=[task.cue_steps(k) for k in range(task.n_cues)])
-    files.write_npz(run.path('figure.npz'), record, compressed=True)
-    plots.evidence_accumulation(record, run.path('figure.png'), FLAGS.show)
-
-  data = experiment.prefetched(make_batch, run.iteration + 1)
-  for iteration in run.iterations(FLAGS.n_iter, FLAGS.print_every):
-    x, labels = next(data)
-    angle = [None] * 3
-    if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
-      angle = gradient_angle(x, one_hot(labels))
-    before = reference.snapshot(weights, feedback) if iteration in exported else None
-    result = update(x, one_hot(labels))
-    if before:
-      reference.export(run.path(f'reference_{iteration}.npz'), iteration, learner, x, one_hot(labels), loss_weight, before,
-                       weights, result, FLAGS.dt, labels)
-    train_loss, rate_hz = float(result.task_loss), float(tf.reduce_mean(result.rate)) * 1000 / FLAGS.dt
-    run.guard(iteration, train_loss + float(result.rate_loss), rate_hz)
-    confirmation_error = None
-    validated = not given and iteration % FLAGS.validate_every == 0
-    if validated:
-      validation_error.assign(error_on_fresh_batches('validation', iteration, 1))
-    if validation_error < FLAGS.stop_crit:
-      first = N_CONFIRMATION_BATCHES * iteration
-      confirmation_error = error_on_fresh_batches('confirmation', first, N_CONFIRMATION_BATCHES)
-      if confirmation_error < FLAGS.stop_crit:
-        run.stop()
-    run.log(iteration, train_loss=train_loss, rate_loss=float(result.rate_loss),
-            train_error=task.error(result.y.numpy(), labels), rate_hz=rate_hz,
-            validation_error=float(validation_error) if validated else None, confirmation_error=confirmation_error,
-            **dict(zip(COLUMNS[-3:], map(lambda c: None if c is None else float(c), angle))))
-    if FLAGS.do_plot and iteration % FLAGS.plot_every == 0:
-      draw()
-  data.close()
-
-  # Result
-  if given:
-    x, labels = make_batch(FLAGS.n_iter)
-    y = learner.evaluate(x, one_hot(labels), loss_weight, weights)[1].numpy()
-    test_error, tested_on = task.error(y, labels), 'the given inputs'
-  else:
-    test_error, tested_on = error_on_fresh_batches('test', 0, N_TEST_BATCHES), f'{N_TEST_BATCHES * n_batch} fresh trials'
-  lines = [f'test error: {100 * test_error:.1f} % on {tested_on}, after {run.iteration} iterations '
-           f'(criterion {100 * FLAGS.stop_crit:g} % {"reached" if run.stopped else "not reached"})',
-           f'published:  {PUBLISHED}']
-  if FLAGS.do_plot:
-    draw()
-    plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'), 'train_error', 'wrong decisions',
-                         FLAGS.stop_crit)
-    lines.append(f'figure:     {run.path("figure.png")}')
-  summary = dict(test_error=test_error, criterion_reached=run.stopped, stop_crit=FLAGS.stop_crit)
-  run.finish(dict({name: w.numpy() for name, w in weights._asdict().items()}, b_out=feedback.numpy()), summary, lines)
+  with experiment.device():
+    trainer = make_trainer()
+    validation_error = tf.Variable(1.0, dtype=tf.float64)
+    run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS,
+                         dict(trainer.variables(), validation_error=validation_error), FREE_FLAGS)
+    train(run, trainer, validation_error, exported)
+    finish(run, trainer)
   plots.wait(FLAGS.show)
 
 

@@ -47,6 +47,13 @@ class LearningSignal(NamedTuple):
       terms.append(self.direct if self.direct.shape.rank == 1 else self.direct[k])
     return terms[0] + terms[1] if len(terms) == 2 else terms[0]
 
+  def over_time(self, z):
+    """L of all steps, shape of the spikes z [T, B, N]."""
+    signal = tf.zeros_like(z[::self.hold])
+    if self.error is not None:
+      signal += tf.matmul(self.error, self.feedback, transpose_b=True)                                     # (4)
+    return hold(signal if self.direct is None else signal + self.direct, self.hold)
+
 
 def feedback_matrix(kind, w_out, rng):
   """Initial feedback matrix B of the learning signals L = error @ B^T (eq. 4).
@@ -366,7 +373,7 @@ class Layer:
     with tf.GradientTape() as tape:
       tape.watch(sources)
       z = self.simulate(x, weights, stop_z_gradients=not self.bptt).z
-    dx, *gradients = tape.gradient(z, sources, tf.stack([signal.at(t) for t in range(z.shape[0])]))
+    dx, *gradients = tape.gradient(z, sources, signal.over_time(z))
     g_read = None if signal.error is None else presynaptic_product(z, hold(signal.error, signal.hold))
     return Gradient(Weights(*gradients), g_read, dx if input_gradient else None)
 

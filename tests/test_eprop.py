@@ -12,8 +12,9 @@ import lsnn
 import oracle
 import readout
 from eprop import cosine
-from learner import Learner, apply_gradients
+from learner import Learner
 from readout import RateCost, Readout, Weights
+from trainer import apply_gradients
 
 # Every gradient there is: arguments of Learner.
 EPROP = {f'eprop_{impl}': dict(impl=impl) for impl in eprop.IMPLEMENTATIONS}
@@ -180,7 +181,7 @@ def test_chunks_of_time(name):
 def test_w_out_by_finite_differences(name):
   """The task loss is smooth in w_out, and `evaluate` gives the loss that learning descends."""
   p, rule = problem(name), learner(name, 'eprop_adjoint')
-  loss, y = rule.evaluate(p.x, p.target, p.weight, p.weights)
+  loss, y, _ = rule.evaluate(p.x, p.target, p.weight, p.weights)
   learned = result(name, 'eprop_adjoint')
   np.testing.assert_allclose(loss, learned.task_loss, rtol=1e-14)
   assert relative_error(y, learned.y) < 1e-14
