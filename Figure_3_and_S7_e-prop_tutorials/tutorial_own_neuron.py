@@ -10,7 +10,6 @@ are those that every script has.
 from typing import NamedTuple
 
 import experiment
-import program
 from absl import flags
 import keras
 import numpy as np

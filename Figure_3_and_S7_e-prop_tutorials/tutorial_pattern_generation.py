@@ -120,10 +120,10 @@ def check_gradient(trainer, x, target):
   layer = trainer.learner.layer
   target, weight, feedback, *weights = (tf.cast(array, tf.float64) for array in (
       target, trainer.loss_weight, trainer.feedback, *trainer.weights))
-  gradients, references = (Learner(*make_network('float64'), layer.bptt, impl)(
+  gradients, expected = (Learner(*make_network('float64'), layer.bptt, impl)(
       x, target, weight, Weights(*weights), feedback).gradients for impl in (layer.impl, 'autodiff'))
-  for name, gradient, reference in zip(Weights._fields, gradients, references):
-    difference = float(tf.reduce_max(tf.abs(gradient - reference)) / tf.reduce_max(tf.abs(reference)))
+  for name, gradient, right in zip(Weights._fields, gradients, expected):
+    difference = float(tf.reduce_max(tf.abs(gradient - right)) / tf.reduce_max(tf.abs(right)))
     if not difference <= FLAGS.gradient_check_tolerance:
       raise UserError(f'gradient check failed: {layer.impl} and autodiff differ by {difference:.2g} of the largest entry in '
                       f'{name}, more than {FLAGS.gradient_check_tolerance:g}')
