@@ -37,10 +37,14 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 with machine.hidden_stderr():
   import keras
   import tensorflow as tf
-  tf.config.list_physical_devices()
+  for gpu in tf.config.list_physical_devices('GPU'):
+    tf.config.experimental.set_memory_growth(gpu, True)  # leave to other programs what is not needed
+
+import distribution  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
+flags.adopt_module_key_flags(distribution)
 
 
 def run_app(main):
@@ -50,7 +54,8 @@ def run_app(main):
     keras.config.set_floatx(FLAGS.dtype)  # the precision of the optimizers' learning rate, among others
     machine.keep_memory()
     try:
-      main()
+      with distribution.guarded():
+        main()
     except tf.errors.ResourceExhaustedError:
       raise MemoryError from None
 
@@ -72,6 +77,19 @@ def device():
     reason = _why_no_gpu() if FLAGS.device.startswith('GPU') and 'GPU:0' not in present else ''
     raise UserError(f'no device {FLAGS.device} on this machine; TensorFlow sees {", ".join(present)}{reason}')
   return tf.device(FLAGS.device)
+
+
+def devices():
+  """The scope of all devices on which a run trains, to be entered with `with`; see distribution.py.
+
+  Raises:
+    UserError: there is no such device, or workers do not come together.
+  """
+  strategy = distribution.start()
+  if strategy is None:
+    return device()
+  FLAGS.device = strategy.extended.worker_devices[0].rpartition('device:')[2]
+  return strategy.scope()
 
 
 def _why_no_gpu():
@@ -225,6 +243,8 @@ def _check_weights(arrays, where):
 class Run:
   """One run of a script: its folder, which it owns until the process ends, metrics and checkpoints.
 
+  Of several workers only the leader has these; the others are given its variables, and write nothing.
+
   Args:
     script: name of the script, the folder under --result_dir.
     columns: names of the columns of metrics.csv after `iteration`.
@@ -243,22 +263,29 @@ class Run:
     self._iteration = tf.Variable(0, dtype=tf.int64)
     self._seconds = tf.Variable(0.0, dtype=tf.float64)
     self._stopped = tf.Variable(False)
+    self._last = {}
+    self._rate = None  # mean firing rate in the last iteration
+    own = dict(run_iteration=self._iteration, run_seconds=self._seconds, run_stopped=self._stopped)
+    variables = dict(variables, **own)
+    if distribution.leads():
+      self._open(script, variables, data)
+    for variable, value in zip(variables.values(), distribution.from_leader([v.numpy() for v in variables.values()])):
+      variable.assign(value)
+
+  def _open(self, script, variables, data):
     self.folder = self._own_folder(os.path.join(FLAGS.result_dir, script))
     program.if_interrupted(self._how_to_go_on)
-    own = dict(run_iteration=self._iteration, run_seconds=self._seconds, run_stopped=self._stopped)
     config = self._config(script, data)
     if FLAGS.resume:
       self._check_config(config)
-    self._checkpoints = Checkpoints(self.path('checkpoints'), dict(variables, **own))
+    self._checkpoints = Checkpoints(self.path('checkpoints'), variables)
     if FLAGS.resume:
       self._checkpoints.restore()
     else:
       files.write_json(self.path('config.json'), config)
     self._metrics_file = self._open_metrics()
-    self._last = {}
     self._tensorboard = tf.summary.create_file_writer(os.fsencode(self.path('tensorboard')))
     self._scalars_written = 0.0
-    self._rate = None  # mean firing rate in the last iteration
 
   def path(self, name):
     """Path of a file of this run."""
@@ -267,12 +294,12 @@ class Run:
   @property
   def iteration(self):
     """Number of iterations done."""
-    return int(self._iteration)
+    return int(self._iteration.numpy())
 
   @property
   def stopped(self):
     """Whether `stop` was called, in this process or before the run was resumed."""
-    return bool(self._stopped)
+    return bool(self._stopped.numpy())
 
   def iterations(self, n_iter=None, print_every=10):
     """Yields iteration numbers from the one after the last checkpoint's to n_iter, with progress and checkpoints.
@@ -286,7 +313,7 @@ class Run:
     n_done = self.iteration
     if n_iter is not None and n_done > n_iter:
       raise UserError(f'{self.folder} has {n_done} iterations already, more than the {n_iter} asked for')
-    start, before = time.monotonic(), float(self._seconds)
+    start, before = time.monotonic(), float(self._seconds.numpy())
     saved = start
     on_terminal = sys.stderr.isatty()
     bar = tqdm.tqdm(total=n_iter, initial=n_done, unit='it', disable=not on_terminal, dynamic_ncols=True)
@@ -307,7 +334,7 @@ class Run:
         if asked:
           raise machine.Interrupted(asked)
     bar.close()
-    if not self._checkpoints.paths() or self.iteration > n_done:
+    if self.iteration > n_done or distribution.leads() and not self._checkpoints.paths():
       self.checkpoint()
 
   def _print_progress(self, bar, iteration, n_iter, rate):
@@ -321,10 +348,12 @@ class Run:
 
   def log(self, iteration, **values):
     """Writes one row of metrics.csv (columns not given, or None, stay empty); TensorBoard's scalars ten times a second."""
+    self._last = {name: value for name, value in values.items() if value is not None}
+    if not distribution.leads():
+      return
     row = [metric_text(iteration), *(metric_text(values.get(name)) for name in self.columns[1:])]
     self._metrics_file.write(','.join(row) + '\n')
     self._metrics_file.flush()
-    self._last = {name: value for name, value in values.items() if value is not None}
     if time.monotonic() - self._scalars_written < 0.1:
       return
     self._scalars_written = time.monotonic()
@@ -344,7 +373,7 @@ class Run:
       UserError: the loss is NaN or infinite.
     """
     if not np.isfinite(loss):
-      last = self._checkpoints.paths()
+      last = self._checkpoints.paths() if distribution.leads() else []
       raise UserError(f'the loss became {loss} at iteration {iteration}: try a smaller --learning_rate, a larger batch '
                       'or another --seed; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint yet'))
     silent, self._rate = self._rate == 0, rate
@@ -362,8 +391,9 @@ class Run:
     Raises:
       UserError: a weight is not finite, or the disk cannot be written; the checkpoints before stay as they are.
     """
-    self._checkpoints.save(self.iteration)
-    self._tensorboard.flush()
+    if distribution.leads():
+      self._checkpoints.save(self.iteration)
+      self._tensorboard.flush()
 
   def finish(self, weights, summary, lines, signs=()):
     """Writes final_weights.npz and summary.json and prints the closing lines.
@@ -377,12 +407,14 @@ class Run:
     Raises:
       UserError: a weight is not finite.
     """
+    if not distribution.leads():
+      return
     signs = list(dict.fromkeys([*signs, *signs_of_death(self._rate)]))
     files.check_finite(weights, f'at the end of the run; {self.path("final_weights.npz")} is not written')
     files.write_npz(self.path('final_weights.npz'), weights)
     memory = machine.peak_memory_mb()
     files.write_json(self.path('summary.json'), dict(
-        summary, iterations=self.iteration, wall_time_s=round(float(self._seconds), 3),
+        summary, iterations=self.iteration, wall_time_s=round(float(self._seconds.numpy()), 3),
         peak_memory_mb=memory and round(memory, 1), device=FLAGS.device, signs_of_death=signs))
     self._metrics_file.close()
     print('\n'.join([*lines, *death_lines(signs), f'results:    {self.folder}']), flush=True)

@@ -60,7 +60,7 @@ flags.DEFINE_float('checkpoint_seconds', 20.0, 'seconds between checkpoints; 0: 
 flags.disclaim_key_flags()  # what DEFINE_path defines from here on are flags of the module that calls it
 
 # What does not change what is computed, so that a resumed run may have other values of it.
-FREE_FLAGS = ('resume', 'result_dir', 'run_name', 'device', 'show', 'figure_format', 'checkpoint_seconds')
+FREE_FLAGS = ('resume', 'result_dir', 'run_name', 'device', 'show', 'figure_format', 'checkpoint_seconds', 'n_workers', 'cluster')
 
 _advice = [lambda: 'nothing was begun']
 
@@ -68,6 +68,11 @@ _advice = [lambda: 'nothing was begun']
 def if_interrupted(advice):
   """Sets what the last line says if the program is interrupted; advice: function that returns it."""
   _advice[:] = [advice]
+
+
+def advice():
+  """What `if_interrupted` set."""
+  return _advice[0]()
 
 
 def run_app(main):
@@ -96,7 +101,7 @@ def run_app(main):
     except (UserError, OSError) as error:
       _fail(error)
     except KeyboardInterrupt as error:
-      _fail(f'interrupted; {_advice[0]()}', 128 + getattr(error, 'number', 2))
+      _fail(f'interrupted; {advice()}', 128 + getattr(error, 'number', 2))
     finally:
       machine.Lock.release_all()
       sys.stdout.flush()

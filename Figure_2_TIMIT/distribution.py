@@ -1,0 +1,379 @@
+"""One run on many devices, processes and machines, by TensorFlow's own engine, tf.distribute.
+
+  python SCRIPT --n_workers=4                processes on this machine, each with its share of the cores or GPUs
+  TF_CONFIG='{"cluster": ...}' python ...    one process of several, on any machines
+  srun python SCRIPT --cluster=slurm         the same, as Slurm has placed them
+  python SCRIPT                              one device; or all GPUs of this machine, where there are several
+
+All workers run the same program from the same seed. A replica is a device with a copy of the weights; each computes its part of
+the same batch (`each`), and what is a sum over the batch is summed over the replicas (`all_sum`), so that all workers hold the
+same numbers and take the same decisions. The leader alone writes files; what the others print is seen only if they fail.
+"""
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+
+import program
+from absl import flags
+import numpy as np
+import tensorflow as tf
+
+import machine
+from files import UserError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('n_workers', 1, 'processes on this machine that share each batch; without meaning where TF_CONFIG or '
+                     '--cluster says it', 1, 1024)
+flags.DEFINE_enum('cluster', None, ['slurm'], 'who says which process of several this is; default: TF_CONFIG, where it is set')
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PATIENCE = 60  # seconds within which all workers must have come, and within which they end if one fails
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+_here = types.SimpleNamespace(strategy=None, worker=0, n_workers=1, n_local=1)  # n_local: replicas of this process
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a program asks
+
+
+def leads():
+  """Whether this process writes the files."""
+  return _here.worker == 0
+
+
+def part(n_items, replica):
+  """The slice of a batch that is a replica's; the first ones have one more where the batch does not divide evenly.
+
+  Raises:
+    UserError: there are fewer items than replicas.
+  """
+  n_replicas = _here.n_workers * _here.n_local
+  if n_items < n_replicas:
+    raise UserError(f'a batch of {n_items} cannot be shared by {n_replicas} workers: each needs at least one of it')
+  length, n_longer = divmod(n_items, n_replicas)
+  start = replica * length + min(replica, n_longer)
+  return slice(start, start + length + (replica < n_longer))
+
+
+def each(n_items, make):
+  """What the replicas of this process get as an argument of a `function`.
+
+  Args:
+    n_items: size of the batch.
+    make: function of a replica's `part` of the batch that returns arrays in any structure.
+
+  Returns:
+    make(part) where this process is one replica; else what stands for those of all.
+  """
+  if _here.n_local == 1:
+    return make(part(n_items, _here.worker))
+  values = lambda context: tf.nest.map_structure(tf.convert_to_tensor, make(part(n_items, context.replica_id_in_sync_group)))
+  return _here.strategy.experimental_distribute_values_from_function(values)
+
+
+def function(compute):
+  """tf.function that calls `compute` on all replicas and returns what it returned on the first one of this process.
+
+  Within it, nothing that all replicas do together (`all_sum`, an optimizer's update) may stand in a loop or another tf.function.
+  """
+  if _here.strategy is None:
+    return tf.function(compute)
+  on_all = tf.function(lambda *arguments: _here.strategy.run(compute, arguments))
+  first = lambda value: _here.strategy.experimental_local_results(value)[0]
+  return lambda *arguments: tf.nest.map_structure(first, on_all(*arguments))
+
+
+def _replica():
+  """The replica for which a `function` is being built, where there are several; None elsewhere."""
+  context = tf.distribute.get_replica_context()
+  return context if context is not None and context.num_replicas_in_sync > 1 else None
+
+
+def all_sum(tensors):
+  """Sums over the replicas, the same bits on each, within a `function`; elsewhere the tensors as they are, so that what a worker
+  computes by itself needs no other.
+
+  Args:
+    tensors: any structure of tensors of one dtype, of the same shapes on all replicas.
+
+  Returns:
+    The same structure.
+  """
+  replica = _replica()
+  if replica is None:
+    return tensors
+  flat = [tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(tensors)]
+  joined = tf.concat([tf.reshape(tensor, [-1]) for tensor in flat], 0)  # one message instead of many
+  sums = tf.split(replica.all_reduce(tf.distribute.ReduceOp.SUM, joined), [tensor.shape.num_elements() for tensor in flat])
+  return tf.nest.pack_sequence_as(tensors, [tf.reshape(values, tensor.shape) for values, tensor in zip(sums, flat)])
+
+
+def apply(optimizer, gradients, variables):
+  """optimizer.apply for gradients that are sums over the replicas already: Keras would sum them once more.
+
+  Args:
+    optimizer: keras optimizer, built, without clipping, weight decay or moving averages.
+    gradients, variables: lists.
+  """
+  if _replica() is None:
+    optimizer.apply(gradients, variables)
+    return
+  for gradient, variable in zip(gradients, variables):
+    optimizer.update_step(gradient, variable, optimizer.learning_rate)
+  optimizer.iterations.assign_add(1)
+
+
+def in_order(tensor):
+  """A tensor of all replicas in the order of their parts of the batch, within a `function`.
+
+  Returns:
+    [replicas, ...], and the number of this one; elsewhere [1, ...] and 0.
+  """
+  replica = _replica()
+  if replica is None:
+    return tensor[None], 0
+  k = replica.replica_id_in_sync_group
+  here = tf.one_hot(k, replica.num_replicas_in_sync, dtype=tensor.dtype)
+  return all_sum(tf.tensordot(here, tensor, 0)), k
+
+
+def total(arrays):
+  """Sums over the workers, the same bits in each, outside of a `function`; all workers must call it.
+
+  Args:
+    arrays: list of arrays, of the same shapes in all workers; float32, or else added as float64.
+
+  Returns:
+    List of arrays of the same shapes and dtypes; the arguments themselves if there is one worker only.
+  """
+  if _here.n_workers == 1:
+    return arrays
+  arrays = [np.asarray(array) for array in arrays]
+  flat = np.concatenate([array.ravel() for array in arrays], dtype=np.result_type(np.float32, *arrays))
+  parts = np.split(_here.total(flat).numpy(), np.cumsum([array.size for array in arrays])[:-1])
+  return [values.reshape(array.shape).astype(array.dtype) for values, array in zip(parts, arrays)]
+
+
+def _total(flat):
+  counts = _replica().replica_id_in_sync_group % _here.n_local == 0  # of several replicas of a worker, the first one's
+  return all_sum(flat if counts else tf.zeros_like(flat))
+
+
+def from_leader(arrays):
+  """The leader's arrays, as `total`."""
+  return total(arrays if leads() else [np.zeros_like(array) for array in arrays])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How workers come together
+
+
+def start():
+  """Brings together the workers that flags and surroundings ask for; to be called before TensorFlow computes anything.
+
+  With --n_workers this process starts them, waits for them and exits as they did.
+
+  Returns:
+    The strategy, within whose scope variables must be made; None for one device.
+
+  Raises:
+    UserError: the surroundings make no sense, a port is in use, or a worker does not come.
+  """
+  addresses, index = _from_slurm() if FLAGS.cluster == 'slurm' else _from_tf_config()
+  if not addresses and FLAGS.n_workers > 1:
+    sys.exit(supervise(FLAGS.n_workers))
+  vars(_here).update(strategy=None, worker=0, n_workers=1, n_local=1)
+  on_cpu = (FLAGS.device or '').startswith('CPU')
+  if len(addresses) > 1:
+    os.environ['TF_CONFIG'] = _tf_config(addresses, index)
+    program.if_interrupted(lambda: '--resume goes on from the last checkpoint')
+    if on_cpu:
+      tf.config.set_visible_devices([], 'GPU')
+    meet(addresses, index)
+    watchdog = threading.Timer(PATIENCE, _give_up)  # the constructor waits for ever, and no signal reaches Python meanwhile
+    watchdog.daemon = True
+    watchdog.start()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    watchdog.cancel()
+  elif FLAGS.device is None and len(tf.config.list_physical_devices('GPU')) > 1:
+    strategy = tf.distribute.MirroredStrategy()
+  else:
+    return None
+  _here.strategy, _here.worker, _here.n_workers = strategy, index, max(1, len(addresses))
+  _here.n_local = strategy.num_replicas_in_sync // _here.n_workers
+  _here.total = function(_total)
+  return strategy
+
+
+def _local_gpus():
+  """Numbers of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
+  seen = os.environ.get('CUDA_VISIBLE_DEVICES')
+  return seen.split(',') if seen else [str(k) for k in range(len(tf.config.list_physical_devices('GPU')))]
+
+
+@contextlib.contextmanager
+def guarded():
+  """Within this, the end of another worker ends this one with a sentence and exit code 1."""
+  try:
+    yield
+  except LOST:
+    if _here.n_workers == 1:
+      raise
+    print(f'error: another worker of this run has ended, or cannot be reached; {program.advice()}', file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _tf_config(addresses, index):
+  return json.dumps(dict(cluster=dict(worker=addresses), task=dict(type='worker', index=index)))
+
+
+def _from_tf_config():
+  """Addresses of all workers and the number of this one as TF_CONFIG says; [] and 0 where it is not set."""
+  text = os.environ.get('TF_CONFIG')
+  if not text:
+    return [], 0
+  try:
+    config = json.loads(text)
+  except ValueError as error:
+    raise UserError(f'TF_CONFIG is no JSON ({error}): it needs {EXAMPLE}') from None
+  try:
+    cluster, task = config['cluster'], config['task']
+    addresses = [*cluster.get('chief', []), *cluster.get('worker', [])]
+    index = int(task['index']) + (len(cluster.get('chief', [])) if task['type'] == 'worker' else 0)
+    known = task['type'] in ('chief', 'worker') and 0 <= index < len(addresses)
+    if not known or any(not 0 < int(address.rpartition(':')[2]) < 2 ** 16 for address in addresses):
+      raise ValueError
+  except (AttributeError, KeyError, TypeError, ValueError):
+    raise UserError(f'TF_CONFIG names no worker that this process could be: it needs {EXAMPLE}') from None
+  return addresses, index
+
+
+def _from_slurm():
+  """The same from the variables that srun sets; which GPUs a task sees is srun's to say (--gpus-per-task)."""
+  try:
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=2 ** 16, gpus_per_task=1, auto_set_gpu=False)
+    addresses = resolver.cluster_spec().as_dict()['worker']
+  except (RuntimeError, ValueError) as error:
+    raise UserError(f'--cluster=slurm, but this process was not started by srun ({error})') from None
+  return addresses, resolver.task_id
+
+
+def _give_up():
+  print(f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile', file=sys.stderr, flush=True)
+  os._exit(2)
+
+
+def meet(addresses, index, patience=None):
+  """Waits until all workers can be reached.
+
+  Args:
+    addresses: of all workers, 'host:port'.
+    index: number of this one.
+    patience: seconds, default PATIENCE.
+
+  Raises:
+    UserError: this one's port is in use, or another worker does not come.
+  """
+  patience = PATIENCE if patience is None else patience
+  until = time.monotonic() + patience
+  ends = [(address.rpartition(':')[0].strip('[]'), int(address.rpartition(':')[2])) for address in addresses]
+  try:
+    here = socket.create_server(('', ends[index][1]))
+  except OSError as error:
+    raise UserError(f'port {ends[index][1]} of worker {index} cannot be used ({error.strerror}): another program has it, or '
+                    'another run with the same addresses') from None
+  with here:
+    for k, end in enumerate(ends):
+      while k != index:
+        try:
+          socket.create_connection(end, timeout=1).close()
+          break
+        except OSError as error:
+          if time.monotonic() > until:
+            raise UserError(f'worker {k} at {addresses[k]} has not come within {patience} s ({error.strerror or error})') from None
+          time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers on this machine
+
+
+def supervise(n):
+  """Starts n workers and waits for them; if one fails, all end.
+
+  Returns:
+    Exit code: the leader's; 1 if another one failed.
+
+  Raises:
+    UserError: there are fewer GPUs than workers.
+  """
+  gpus = [] if (FLAGS.device or '').startswith('CPU') else _local_gpus()
+  if gpus and n > len(gpus):
+    raise UserError(f'{n} workers cannot share {len(gpus)} GPU(s): give --n_workers={len(gpus)} at most, or --device=CPU:0')
+  program.if_interrupted(lambda: '--resume goes on from the last checkpoint')
+  with contextlib.ExitStack() as stack:
+    ports = [stack.enter_context(socket.create_server(('127.0.0.1', 0))).getsockname()[1] for _ in range(n)]
+  with contextlib.ExitStack() as stack:
+    logs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in range(n - 1))]  # the leader's output is seen
+    workers = []
+    stack.callback(_end, workers)
+    for k, log in enumerate(logs):
+      workers.append(_launch(k, [f'127.0.0.1:{port}' for port in ports], gpus[k::n], log))
+    try:
+      _wait(workers)
+    except machine.Interrupted as error:
+      workers[0].send_signal(error.number)  # it ends after its iteration, with a checkpoint, and says so
+      _wait(workers)
+    return _exit_code([worker.poll() for worker in workers], logs)
+
+
+def _launch(k, addresses, gpus, log):
+  """Worker k, in a group of its own, so that Ctrl-C reaches it through this process only."""
+  cores = machine.cores()
+  share = cores[k::len(addresses)] or [cores[k % len(cores)]]
+  env = dict(os.environ, TF_CONFIG=_tf_config(addresses, k))
+  if gpus:
+    env['CUDA_VISIBLE_DEVICES'] = ','.join(gpus)
+  code = f'import sys; sys.path.insert(0, {HERE!r}); import machine; machine.run_script({share}, sys.argv[1:])'
+  group = {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == 'win32' else {'start_new_session': True}
+  return subprocess.Popen([sys.executable, '-c', code, os.path.abspath(sys.argv[0]), *sys.argv[1:]], env=env,
+                          stdin=subprocess.PIPE, stdout=log, stderr=log, **group)
+
+
+def _wait(workers):
+  """Waits until all workers have ended; half of PATIENCE if one has failed or the leader is done."""
+  until = np.inf
+  while any(worker.poll() is None for worker in workers) and time.monotonic() < until:
+    if until == np.inf and (workers[0].returncode == 0 or any(worker.returncode for worker in workers)):
+      until = time.monotonic() + PATIENCE / 2
+    time.sleep(0.05)
+
+
+def _exit_code(codes, logs):
+  """What to exit with, after a sentence about what the leader cannot have said."""
+  failed = next((k for k, code in enumerate(codes) if code not in (None, 0, 1)), None)  # 1: because another one had ended
+  if codes[0] == 0 or failed is None:
+    return codes[0] if codes[0] is not None else 1
+  if codes[failed] < 0:
+    print(f'error: worker {failed} of {len(codes)} was ended by signal {-codes[failed]}', file=sys.stderr, flush=True)
+  elif failed > 0:
+    logs[failed].seek(0)
+    said = logs[failed].read().decode(errors='replace').strip().splitlines()
+    print(f'worker {failed} of {len(codes)}: ' + (said or [f'exit code {codes[failed]}'])[-1], file=sys.stderr, flush=True)
+  return max(1, codes[failed])
+
+
+def _end(workers):
+  """Ends what still runs."""
+  for worker in workers:
+    worker.kill()
+    worker.wait()
+    worker.stdin.close()
