@@ -89,3 +89,37 @@ def rewire(w, active, sign, seed, learning_rate, l1=0.01, temperature=0.0, autap
   order = tf.argsort(tf.reshape(lot, [-1]), direction='DESCENDING', stable=True)
   drawn = tf.scatter_nd(order[:n_lost, None], tf.ones([n_lost], tf.int32), [tf.size(lot)])
   return tf.where(stays, sign * theta, 0), stays | (tf.reshape(drawn, w.shape) > 0)
+
+
+class Rewiring:
+  """Deep R on the input and recurrent synapses of a network; those of the readout are left alone.
+
+  Args:
+    rng: numpy Generator, for signs and initial weights.
+    n_in, n: numbers of inputs I and neurons N.
+    dtype: of the weights.
+    seed: of noise and new synapses, int.
+    connectivity, dale, proportion_excitatory: as for `draw_signs` and `draw_weights`.
+    learning_rate, l1, temperature: as for `rewire`.
+  """
+
+  def __init__(self, rng, n_in, n, dtype, seed, connectivity, dale, proportion_excitatory, learning_rate, l1, temperature):
+    self.seed, self.rule = seed, dict(learning_rate=learning_rate, l1=l1, temperature=temperature)
+    signs = [draw_signs(rng, n_pre, n, dale, proportion_excitatory) for n_pre in (n_in, n)]
+    w, active = zip(*(draw_weights(rng, sign, connectivity, autapses) for sign, autapses in zip(signs, (True, False))))
+    self.initial_weights = dict(w_in=w[0], w_rec=w[1])
+    self.signs = [tf.constant(sign, dtype) for sign in signs]
+    self.active = [tf.Variable(mask) for mask in active]  # part of what a resumed run needs
+
+  def apply(self, weights, iteration):
+    """Rewires after a step of the optimizer.
+
+    Args:
+      weights: tf.Variables w_in and w_rec.
+      iteration: number of steps of the optimizer so far, int.
+    """
+    iteration = tf.cast(iteration, tf.int32)
+    for k, (w, active, sign) in enumerate(zip(weights, self.active, self.signs)):
+      new, now = rewire(w, active, sign, tf.stack([self.seed, 2 * iteration + k]), autapses=k == 0, **self.rule)
+      w.assign(new)
+      active.assign(now)

@@ -42,14 +42,15 @@ class Trainer:
     feedback: kind of the feedback matrix B, one of eprop.FEEDBACK; BPTT uses none.
     optimizer: keras optimizer.
     readout_decay: decay of w_out and B per update where the feedback is adaptive.
+    rewiring: optional rewiring.Rewiring, which follows each update.
 
   Attributes:
     weights: Weights of tf.Variables.
     feedback: B, a tf.Variable [N, K]; w_out itself where it is symmetric.
   """
 
-  def __init__(self, learner, task, arrays, feedback, optimizer, readout_decay=0.0):
-    self.learner, self.task = learner, task
+  def __init__(self, learner, task, arrays, feedback, optimizer, readout_decay=0.0, rewiring=None):
+    self.learner, self.task, self._rewiring = learner, task, rewiring
     self._dtype, self._optimizer, self._readout_decay = np.dtype(learner.layer.cell.compute_dtype), optimizer, readout_decay
     self._bptt = Learner(learner.layer.cell, learner.readout, learner.regularisation, bptt=True, n_shards=learner.n_shards)
     self.weights = Weights(*(tf.Variable(arrays[name], dtype=self._dtype) for name in Weights._fields))
@@ -63,7 +64,8 @@ class Trainer:
   def variables(self):
     """All that a resumed run needs to go on, a dict."""
     return dict(self.weights._asdict(), b_out=self.feedback,
-                **{f'optimizer_{k}': variable.value for k, variable in enumerate(self._optimizer.variables)})
+                **{f'optimizer_{k}': variable.value for k, variable in enumerate(self._optimizer.variables)},
+                **{f'active_{k}': mask for k, mask in enumerate(self._rewiring.active if self._rewiring else ())})
 
   def final_weights(self):
     """dict of arrays, as --init_from takes them."""
@@ -79,6 +81,8 @@ class Trainer:
     """One update of the weights; the Result from before it."""
     result = self.learner(x, target, self.loss_weight, self.weights, self.feedback)
     apply_gradients(self._optimizer, result.gradients, self.weights, self._adaptive_feedback, self._readout_decay)
+    if self._rewiring:
+      self._rewiring.apply(self.weights[:2], self._optimizer.iterations)
     return result
 
   @tf.function

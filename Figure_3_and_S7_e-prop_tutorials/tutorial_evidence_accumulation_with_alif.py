@@ -23,6 +23,7 @@ from lsnn import ALIF, exp_decay, exp_filter
 import plots
 import reference
 from readout import RateCost, Readout
+from rewiring import Rewiring
 from tasks import EvidenceAccumulation
 from trainer import Trainer, random_weights
 
@@ -52,6 +53,11 @@ flags.DEFINE_float('beta', None, 'strength of the adaptation; default 1.7 (1 - r
 flags.DEFINE_integer('n_ref', 5, 'refractory period [steps]', lower_bound=0)
 flags.DEFINE_float('dt', 1.0, 'length of a step [ms]')
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', lower_bound=0.0)
+flags.DEFINE_float('connectivity', 1.0, 'share of the synapses that exist; below 1: Deep R rewires the network', 1e-3, 1.0)
+flags.DEFINE_bool('dale', False, "Dale's law: all synapses of a neuron have its sign; learned with Deep R")
+flags.DEFINE_float('proportion_excitatory', 0.75, 'share of excitatory neurons and inputs, with --dale', 0.0, 1.0)
+flags.DEFINE_float('l1', 0.01, 'Deep R: strength of the pull of weights towards 0', lower_bound=0.0)
+flags.DEFINE_float('rewiring_temperature', 0.0, 'Deep R: temperature of the random walk of weights', lower_bound=0.0)
 flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2')
 program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and labels, to start from')
 # Output
@@ -84,6 +90,8 @@ def check_flags():
     raise UserError('the network needs neurons: --n_regular + --n_adaptive must be at least 1')
   if not FLAGS.eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')
+  if FLAGS.init_from and (FLAGS.dale or FLAGS.connectivity < 1):
+    raise UserError('--init_from gives the weights: leave --connectivity and --dale out')
   if not FLAGS.eprop and FLAGS.log_gradient_angle:
     raise UserError('--log_gradient_angle compares e-prop with BPTT: add --eprop')
   if min(FLAGS.tau_a, FLAGS.tau_v, FLAGS.tau_out, FLAGS.thr, FLAGS.dt) <= 0 or FLAGS.dt > 50:
@@ -114,11 +122,16 @@ def make_trainer():
       task = given_trials(FLAGS.init_from, arrays, task, FLAGS.n_iter, FLAGS.n_batch if FLAGS['n_batch'].present else None)
   else:
     arrays = initial_weights(task.n_in, cell.units, task.n_out)
+  rewiring = None
+  if FLAGS.dale or FLAGS.connectivity < 1:
+    rewiring = Rewiring(rng('wiring'), task.n_in, cell.units, FLAGS.dtype, FLAGS.seed, FLAGS.connectivity, FLAGS.dale,
+                        FLAGS.proportion_excitatory, FLAGS.learning_rate, FLAGS.l1, FLAGS.rewiring_temperature)
+    arrays.update(rewiring.initial_weights)
   learner = Learner(cell, readout, regularisation, not FLAGS.eprop, FLAGS.eprop_impl, experiment.n_shards(task.n_batch))
   # Typed constants: Keras rounds Python's floats to float32, which a float64 run would show.
   typed = np.dtype(FLAGS.dtype).type
   optimizer = keras.optimizers.Adam(FLAGS.learning_rate, typed(0.9), typed(0.999), epsilon=1e-8)
-  return Trainer(learner, task, arrays, FLAGS.feedback, optimizer, FLAGS.readout_decay)
+  return Trainer(learner, task, arrays, FLAGS.feedback, optimizer, FLAGS.readout_decay, rewiring)
 
 
 def mean_error(trainer, stream, first, n):
@@ -205,14 +218,22 @@ def draw(run, trainer):
   plots.evidence_accumulation(record, run.path('figure.png'), FLAGS.show)
 
 
+def closing_lines(iteration, stopped, test_error, tested_on):
+  """How training ended and what the network can do now; a newcomer may take a test error above the criterion for a fault."""
+  criterion = f'{100 * FLAGS.stop_crit:g} %'
+  ended = (f'stopped after {iteration} iterations, with fewer than {criterion} wrong decisions on fresh trials (criterion)'
+           if stopped else f'{iteration} iterations; the criterion of fewer than {criterion} wrong decisions was not met')
+  above = f'; often above {criterion}, as training stops at a lucky moment' if stopped and test_error > FLAGS.stop_crit else ''
+  return [f'training:   {ended}', f'test error: {100 * test_error:.1f} % wrong decisions on {tested_on}{above}',
+          f'published:  {PUBLISHED}']
+
+
 def finish(run, trainer):
   """The test after training, the figures, the closing lines."""
   task = trainer.task
   test_error = mean_error(trainer, 'test', 0, N_TEST_BATCHES if task.fresh else 1)
-  tested_on = f'{N_TEST_BATCHES * task.n_batch} fresh trials' if task.fresh else 'the given inputs'
-  lines = [f'test error: {100 * test_error:.1f} % on {tested_on}, after {run.iteration} iterations '
-           f'(criterion {100 * FLAGS.stop_crit:g} % {"reached" if run.stopped else "not reached"})',
-           f'published:  {PUBLISHED}']
+  tested_on = f'{N_TEST_BATCHES * task.n_batch} other trials' if task.fresh else 'the given inputs'
+  lines = closing_lines(run.iteration, run.stopped, test_error, tested_on)
   if FLAGS.do_plot:
     draw(run, trainer)
     plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'), 'train_error', 'wrong decisions',

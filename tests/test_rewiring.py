@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from conftest import FIGURE_3
+from forks import Script
 from rewiring import draw_signs, draw_weights, rewire
 
 N_PRE, N_POST = 30, 30
@@ -46,7 +48,7 @@ def test_signs_and_number_of_synapses_stay_over_many_steps():
   n_active, rng = active.sum(), np.random.default_rng(2)
   ever, step = active.copy(), tf.function(rewire)
   for k in range(200):
-    w, active = step(w + 0.02 * rng.standard_normal(w.shape), active, sign, [7, k], 0.01, l1=0.01, temperature=0.1,
+    w, active = step(w + 0.02 * rng.standard_normal(w.shape), active, sign, tf.constant([7, k]), 0.01, l1=0.01, temperature=0.1,
                      autapses=False)
     w, active = w.numpy(), active.numpy()
     assert active.sum() == n_active and np.all(w * sign >= 0) and not np.any(w[~active])
@@ -58,7 +60,8 @@ def test_dormant_synapses_come_back_with_equal_probability():
   w, active, sign = network()
   falling = np.where(np.cumsum(active) <= 30, -1.0, 1.0).reshape(w.shape) * active  # theta of 30 synapses falls below 0
   n_trials, step = 400, tf.function(rewire)
-  count = sum(step(sign * falling, active, sign, [k, 1], 0.0, autapses=False)[1].numpy().astype(int) for k in range(n_trials))
+  runs = (step(sign * falling, active, sign, tf.constant([k, 1]), 0.0, autapses=False)[1] for k in range(n_trials))
+  count = sum(now.numpy().astype(int) for now in runs)
   stays = falling > 0
   assert np.all(count[stays] == n_trials) and not count.diagonal().any()
   others = count[~stays & ~np.eye(N_PRE, dtype=bool)]
@@ -81,3 +84,35 @@ def test_same_seed_same_result():
   runs = [rewire(w, active, sign, seed, 0.1, l1=3.0, temperature=0.1) for seed in ([5, 6], [5, 6], [5, 7])]
   equal = lambda a, b: all(np.array_equal(x, y) for x, y in zip(a, b))
   assert equal(runs[0], runs[1]) and not equal(runs[0], runs[2])
+
+
+def arrays(path):
+  with np.load(path) as file:
+    return dict(file)
+
+
+def test_evidence_accumulation_with_rewiring(tmp_path):
+  """Three iterations and, resumed, three more are six; signs and number of synapses stay; the readout is free."""
+  script = Script(FIGURE_3 / 'tutorial_evidence_accumulation_with_alif.py')
+  flags = ['--eprop', '--feedback=random', '--connectivity=0.1', '--dale', '--rewiring_temperature=1', '--n_batch=2',
+           '--n_regular=15', '--n_adaptive=15', '--do_plot=False', f'--result_dir={tmp_path}']
+  for more in (['--run_name=six', '--n_iter=6'], ['--run_name=three', '--n_iter=3'],
+               ['--run_name=three', '--n_iter=6', '--resume']):
+    if more[-1] == '--resume':
+      three = arrays(tmp_path / script.path.stem / 'three' / 'final_weights.npz')
+    done = script(*flags, *more)
+    assert done.code == 0, done.stdout + done.stderr
+  refused = script(*flags, f'--init_from={tmp_path}/weights.npz')
+  script.close()
+  assert refused.code == 2 and '--connectivity' in refused.errors[0]
+  six, resumed = (arrays(tmp_path / script.path.stem / name / 'final_weights.npz') for name in ('six', 'three'))
+  assert all(np.array_equal(six[name], resumed[name]) for name in six)
+  assert (tmp_path / script.path.stem / 'six' / 'metrics.csv').read_text() == (
+      tmp_path / script.path.stem / 'three' / 'metrics.csv').read_text()
+  for name, possible in (('w_in', 40 * 30), ('w_rec', 30 * 29)):
+    excitatory, inhibitory = (six[name] > 0).any(1), (six[name] < 0).any(1)
+    assert not np.any(excitatory & inhibitory)
+    n_active = round(0.1 * possible)
+    assert 0.7 * n_active < np.count_nonzero(six[name]) <= n_active     # a new synapse begins with weight 0
+    assert np.any((six[name] != 0) & (three[name] == 0)) and np.any((six[name] == 0) & (three[name] != 0))
+  assert np.all(six['w_out'] != 0)
