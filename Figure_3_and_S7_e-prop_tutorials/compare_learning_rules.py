@@ -25,6 +25,7 @@ EVIDENCE_ACCUMULATION = {
     'eprop_symmetric': ['--eprop', '--feedback=symmetric'],
     'eprop_random': ['--eprop', '--feedback=random'],
     'eprop_adaptive': ['--eprop', '--feedback=adaptive'],
+    'eprop_random_sparse_dale': ['--eprop', '--feedback=random', '--connectivity=0.1', '--dale'],
     'lif_bptt': ['--n_regular=100', '--n_adaptive=0'],
     'lif_eprop_symmetric': ['--eprop', '--feedback=symmetric', '--n_regular=100', '--n_adaptive=0'],
 }
