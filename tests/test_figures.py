@@ -46,7 +46,7 @@ def test_worked_numbers_of_the_page_are_right():
 
 def test_functions_the_page_names_are_there():
   text = (FOLDER / 'E-PROP_IN_THIS_CODE.md').read_text(encoding='utf-8')
-  named = re.findall(r'\[(\w+\.py): `([\w.]+)`\]\((\w+\.py)\)', text)
+  named = re.findall(r'\[(\w+\.py):\s+`([\w.]+)`\]\((\w+\.py)\)', text)
   assert len(named) >= 8
   for file, name, target in named:
     scope = ast.parse((FOLDER / target).read_text(encoding='utf-8')).body
