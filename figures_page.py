@@ -15,7 +15,8 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 F2, F3, F4 = 'Figure_2_TIMIT', 'Figure_3_and_S7_e-prop_tutorials', 'Figure_4_and_5_ATARI'
 NOT_AVAILABLE = 'not available'
 RULES = {'bptt': 'BPTT', 'eprop': 'e-prop', 'eprop_symmetric': 'e-prop, symmetric', 'eprop_random': 'e-prop, random',
-         'eprop_adaptive': 'e-prop, adaptive', 'symmetric': 'e-prop, symmetric', 'random': 'e-prop, random',
+         'eprop_adaptive': 'e-prop, adaptive', 'eprop_random_sparse_dale': "e-prop, random, sparse, Dale's law",
+         'symmetric': 'e-prop, symmetric', 'random': 'e-prop, random',
          'adaptive': 'e-prop, adaptive', 'global': 'e-prop, uniform feedback', 'lif': 'LIF neurons alone',
          'lif_bptt': 'BPTT, LIF neurons alone', 'lif_eprop_symmetric': 'e-prop, symmetric, LIF neurons alone'}
 
