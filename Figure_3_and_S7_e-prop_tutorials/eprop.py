@@ -59,8 +59,8 @@ def feedback_matrix(kind, w_out, rng):
   """Initial feedback matrix B of the learning signals L = error @ B^T (eq. 4).
 
   Args:
-    kind: 'symmetric' (w_out itself), 'random' (N(0,1), fixed), 'adaptive' (N(0,1), then learned, see
-      `kolen_pollack`), 'global' (one value per output, the same for all neurons).
+    kind: 'symmetric' (w_out itself), 'random' (N(0,1), fixed), 'adaptive' (N(0,1), then learned, see `kolen_pollack`),
+      'global' (one value per output, the same for all neurons).
     w_out: [N, K] array.
     rng: numpy Generator.
 
@@ -76,13 +76,9 @@ def feedback_matrix(kind, w_out, rng):
 
 
 def kolen_pollack(w_out, feedback, readout_decay):
-  """Second half of an update of adaptive feedback: both matrices shrink by (1 - readout_decay).
+  """Second half of an update of adaptive feedback: the tf.Variables w_out and B [N, K] shrink by (1 - readout_decay).
 
   In the first half the optimizer gave both the gradient of w_out. So their difference decays, and B becomes w_out.
-
-  Args:
-    w_out, feedback: tf.Variables [N, K].
-    readout_decay: per update.
   """
   for variable in (w_out, feedback):
     variable.assign(variable * (1 - readout_decay))
@@ -143,10 +139,44 @@ class Gradient(NamedTuple):
   x: Optional[tf.Tensor]       # dE/dx [T / n_repeat, B, I], if asked for
 
 
+def scan(step, carried, n_steps, like, reverse=False):
+  """A loop over time: carried, seen = step(t, carried).
+
+  Args:
+    step: that function.
+    carried: what the first step gets, any structure of tensors.
+    n_steps: t runs from 0 to n_steps - 1, or back.
+    like: something of the structure, shapes and dtypes of what a step sees.
+    reverse: run backwards.
+
+  Returns:
+    carried after the last step; what was seen, stacked along time.
+  """
+  records = [tf.TensorArray(value.dtype, n_steps, element_shape=value.shape) for value in tf.nest.flatten(like)]
+
+  def body(k, carried, records):
+    t = n_steps - 1 - k if reverse else k
+    carried, seen = step(t, carried)
+    return k + 1, carried, [record.write(t, value) for record, value in zip(records, tf.nest.flatten(seen))]
+
+  _, carried, records = tf.while_loop(lambda k, *_: k < n_steps, body, (0, carried, records))
+  return carried, tf.nest.pack_sequence_as(like, [record.stack() for record in records])
+
+
+def at(structure, index):
+  """array[index] of all arrays of a structure; None stays None."""
+  return tf.nest.map_structure(lambda array: None if array is None else array[index], structure)
+
+
 def chunk_length(n_steps, longest=32):
   """The longest divisor of n_steps up to `longest`; n_steps itself where only tiny ones exist."""
   length = max(d for d in range(1, longest + 1) if n_steps % d == 0)
   return length if length >= 8 else n_steps
+
+
+def trials_side_by_side(n_batch, n_synapses):
+  """The largest part of the batch whose traces, one float each, fit the processor's cache: a divisor of n_batch."""
+  return max(d for d in range(1, n_batch + 1) if n_batch % d == 0 and (d == 1 or d * n_synapses <= 2 ** 17))
 
 
 def one_step_later(z, first=None):
@@ -203,21 +233,17 @@ class Layer:
     state = cell.State(*cell.get_initial_state(n_batch)) if state is None else state
     extra = tf.zeros_like(state.z)
 
-    def body(t, before, extra, records):
-      if reset is not None:
-        before, extra = cut((before, extra), reset[t])
+    def body(t, carried):
+      before, extra = carried if reset is None else cut(carried, reset[t])
       z_network = (tf.stop_gradient(before.z) if stop_z_gradients else before.z) + extra
       arriving = current.read(t // self.n_repeat)
       arriving = arriving if w_rec is None else arriving + z_network @ w_rec
       after = cell.step(arriving, z_network, before)
       seen = cell.remember(arriving, before, after), after if record_states else ()
-      records = [record.write(t, value) for record, value in zip(records, tf.nest.flatten(seen))]
-      return t + 1, after, extra if dz is None else dz[t], records
+      return (after, extra if dz is None else dz[t]), seen
 
     like = cell.remember(extra, state, state), state if record_states else ()
-    records = [tf.TensorArray(dtype, n_steps, element_shape=value.shape) for value in tf.nest.flatten(like)]
-    _, state, _, records = tf.while_loop(lambda t, *_: t < n_steps, body, (0, state, extra, records))
-    memory, states = tf.nest.pack_sequence_as(like, [record.stack() for record in records])
+    (state, _), (memory, states) = scan(body, (state, extra), n_steps, like)
     z = cell.spikes(memory)
     return Run(z if dz is None else z + dz, memory, state, states)
 
@@ -234,44 +260,30 @@ class Layer:
     n_frames, n_batch, n_in = x.shape
     length = chunk_length(n_frames)
     chunks = tf.reshape(x, [-1, length, n_batch, n_in])
-    whole = lambda array: tf.reshape(array, [-1, *array.shape[2:]])
-
-    def body(k, state, count, records):
-      run = self.simulate(chunks[k], weights, state)
-      out = run.z if w_read is None else run.z @ w_read
-      records = [record.write(k, value) for record, value in zip(records, tf.nest.flatten((run.memory, out)))]
-      return k + 1, run.state, count + tf.reduce_sum(run.z, [0, 1]), records
-
     rest = self.cell.State(*self.cell.get_initial_state(n_batch))
-    memory = self.cell.remember(rest.z, rest, rest)
-    like = memory, rest.z if w_read is None else rest.z @ w_read
-    records = [tf.TensorArray(rest.z.dtype, len(chunks), element_shape=[length * self.n_repeat, *value.shape])
-               for value in tf.nest.flatten(like)]
-    start = 0, rest, tf.zeros_like(rest.z[0]), records
-    _, state, count, records = tf.while_loop(lambda k, *_: k < len(chunks), body, start)
-    memory, out = tf.nest.pack_sequence_as(like, [whole(record.stack()) for record in records])
+
+    def body(k, carried):
+      state, count = carried
+      run = self.simulate(chunks[k], weights, state)
+      return (run.state, count + tf.reduce_sum(run.z, [0, 1])), (run.memory, run.z if w_read is None else run.z @ w_read)
+
+    of_step = self.cell.remember(rest.z, rest, rest), rest.z if w_read is None else rest.z @ w_read
+    like = tf.nest.map_structure(lambda value: tf.TensorSpec([length * self.n_repeat, *value.shape], value.dtype), of_step)
+    (state, count), seen = scan(body, (rest, tf.zeros_like(rest.z[0])), len(chunks), like)
+    memory, out = tf.nest.map_structure(lambda array: tf.reshape(array, [-1, *array.shape[2:]]), seen)
     return Run(out, memory, state, rate=count / (n_frames * self.n_repeat * n_batch))
 
   def gradient(self, x, weights, memory, signal, input_gradient=False):
-    """The gradient for a learning signal.
+    """The Gradient for a learning signal.
 
     Args:
       x, weights: as for `simulate`.
       memory: of the Run that `forward` or `simulate` returned.
       signal: LearningSignal.
       input_gradient: return dE/dx too (not for `hardcoded`).
-
-    Returns:
-      Gradient.
-
-    Raises:
-      ValueError: dE/dx was asked of the hardcoded form.
     """
-    if self.impl == 'hardcoded':
-      if input_gradient:
-        raise ValueError('the hardcoded form gives no gradient of the inputs: e-prop needs none')
-      return self._hardcoded(x, weights, memory, signal)
-    return {'adjoint': self._adjoint, 'autodiff': self._autodiff}[self.impl](x, weights, memory, signal, input_gradient)
+    compute = dict(adjoint=self._adjoint, hardcoded=self._hardcoded, autodiff=self._autodiff)[self.impl]
+    return compute(x, weights, memory, signal, input_gradient)
 
   def adjoint_scan(self, memory, signal, w_rec=None, after=None, reset=None):
     """The backward scan in which e-prop's sum over traces, transposed in time, becomes one adjoint per neuron.
@@ -286,25 +298,21 @@ class Layer:
     Returns:
       dE/d current [T, B, N], and what to hand to the scan of earlier steps.
     """
-    n_steps, n_batch, n = tf.nest.flatten(memory)[0].shape
-    dtype = tf.nest.flatten(memory)[0].dtype
+    like = tf.zeros_like(tf.nest.flatten(memory)[0][0])
     if after is None:
-      after = tf.zeros([n_batch, n], dtype), self.cell.initial_adjoint(n_batch)
+      after = like, self.cell.initial_adjoint(like.shape[0])
 
-    def body(step, from_network, adjoint, record):
-      t = n_steps - 1 - step
-      of_step = tf.nest.map_structure(lambda array: array[t], memory)
-      post, of_reset, adjoint = self.cell.adjoint_step(of_step, signal(t) + from_network if self.bptt else signal(t), adjoint)
+    def body(t, carried):
+      from_network, adjoint = carried
+      dz = signal(t) + from_network if self.bptt else signal(t)
+      post, of_reset, adjoint = self.cell.adjoint_step(at(memory, t), dz, adjoint)
       if self.bptt:
         from_network = of_reset if w_rec is None else of_reset + tf.matmul(post, w_rec, transpose_b=True)
-      record = record.write(t, post)
-      if reset is not None:
-        from_network, adjoint = cut((from_network, adjoint), reset[t])
-      return step + 1, from_network, adjoint, record
+      carried = from_network, adjoint
+      return carried if reset is None else cut(carried, reset[t]), post
 
-    record = tf.TensorArray(dtype, n_steps, element_shape=[n_batch, n])
-    _, *after, record = tf.while_loop(lambda step, *_: step < n_steps, body, (0, *after, record))
-    return record.stack(), tuple(after)
+    after, post = scan(body, after, len(tf.nest.flatten(memory)[0]), like, reverse=True)
+    return post, after
 
   def _adjoint(self, x, weights, memory, signal, input_gradient):
     n_frames, n_batch, n_in = x.shape
@@ -314,56 +322,64 @@ class Layer:
     xs, memories = in_chunks(x), tf.nest.map_structure(in_chunks, memory)
     errors = None if signal.error is None else in_chunks(signal.error)
     w_rec = None if weights.w_rec is None else without_autapses(weights.w_rec)
-    cuts = None
-    if self.truncation > 0:
-      at_cut = tf.cast(tf.range(n_chunks * n_steps) % self.truncation == 0, dtype)
-      cuts = in_chunks(tf.repeat(at_cut[:, None], n_batch, 1))
+    is_cut = tf.cast(tf.range(n_chunks * n_steps) % self.truncation == 0, dtype)[:, None]
+    cuts = in_chunks(is_cut) if self.truncation > 0 else None
 
-    def body(step, after, sums, dxs):
-      k = n_chunks - 1 - step
-      of_chunk = tf.nest.map_structure(lambda array: array[k], memories)
-      post, after = self.adjoint_scan(of_chunk, lambda t: signal.at(k * n_steps + t), w_rec, after,
-                                      None if cuts is None else cuts[k])
+    def body(k, carried):
+      after, sums = carried
+      of_chunk, x_chunk = at(memories, k), tf.cast(xs[k], dtype)
+      post, after = self.adjoint_scan(of_chunk, lambda t: signal.at(k * n_steps + t), w_rec, after, at(cuts, k))
       z = self.cell.spikes(of_chunk)
       of_frames = tf.reduce_sum(tf.reshape(post, [length, -1, *post.shape[1:]]), 1) if self.n_repeat > 1 else post
-      products = [presynaptic_product(tf.cast(xs[k], dtype), of_frames)]
+      products = [presynaptic_product(x_chunk, of_frames)]
       if w_rec is not None:
-        last = self.cell.spikes(tf.nest.map_structure(lambda array: array[tf.maximum(k - 1, 0), -1], memories))
+        last = self.cell.spikes(at(at(memories, tf.maximum(k - 1, 0)), -1))
         products.append(presynaptic_product(one_step_later(z, tf.where(k > 0, last, 0)), post))
       if errors is not None:
         products.append(presynaptic_product(z, hold(errors[k], signal.hold)))
-      if input_gradient:
-        dxs = dxs.write(k, tf.matmul(of_frames, weights.w_in, transpose_b=True))
-      return step + 1, after, [a + b for a, b in zip(sums, products)], dxs
+      dx = tf.matmul(of_frames, weights.w_in, transpose_b=True) if input_gradient else ()
+      return (after, [a + b for a, b in zip(sums, products)]), dx
 
     n = self.cell.units
     shapes = [[n_in, n]] + [[n, n]] * (w_rec is not None) + ([] if errors is None else [[n, errors.shape[-1]]])
     start = (tf.zeros([n_batch, n], dtype), self.cell.initial_adjoint(n_batch)), [tf.zeros(shape, dtype) for shape in shapes]
-    dxs = tf.TensorArray(dtype, n_chunks, element_shape=[length, n_batch, n_in])
-    _, _, sums, dxs = tf.while_loop(lambda step, *_: step < n_chunks, body, (0, *start, dxs))
-    g_in, *others = sums
+    like = tf.TensorSpec([length, n_batch, n_in], dtype) if input_gradient else ()
+    (_, (g_in, *others)), dx = scan(body, start, n_chunks, like, reverse=True)
     g_rec = None if w_rec is None else without_autapses(others.pop(0))
-    dx = tf.reshape(dxs.stack(), x.shape) if input_gradient else None
-    return Gradient(Weights(g_in, g_rec), others.pop() if others else None, dx)
+    return Gradient(Weights(g_in, g_rec), others.pop() if others else None, tf.reshape(dx, x.shape) if input_gradient else None)
 
-  def _hardcoded(self, x, weights, memory, signal):
-    """Traces that run forward in time; memory O(B (I + N) N) beside the arguments, less as blocks of trials take turns."""
-    n_in, n_steps, n = x.shape[-1], self.n_repeat * x.shape[0], self.cell.units
-    z = self.cell.spikes(memory)
-    before = one_step_later(z)
+  def _hardcoded(self, x, weights, memory, signal, input_gradient):
+    """Traces that run forward in time. Trials take turns in blocks, so that memory is O((I + N) N) beside the arguments."""
+    if input_gradient:
+      raise ValueError('the hardcoded form gives no gradient of the inputs: e-prop needs none')
+    z, recurrent = self.cell.spikes(memory), weights.w_rec is not None
+    (n_steps, n_batch, n), n_pre = z.shape, x.shape[-1] + recurrent * self.cell.units
+    block = trials_side_by_side(n_batch, n_pre * n)
 
-    def body(t, eps, gradient):
-      pre = tf.cast(x[t // self.n_repeat], z.dtype)
-      pre = pre if weights.w_rec is None else tf.concat([pre, before[t]], 1)
-      e, eps = self.cell.trace_step(tf.nest.map_structure(lambda array: array[t], memory), pre, eps)
-      return t + 1, eps, gradient + tf.einsum('bj,bij->ij', signal.at(t), e)                              # (1)
+    def in_blocks(array):
+      if array is None or array.shape.rank == 1:
+        return None
+      return tf.transpose(tf.reshape(array, [len(array), -1, block, array.shape[-1]]), [1, 0, 2, 3])
 
-    n_pre = n_in + (0 if weights.w_rec is None else n)
-    start = 0, self.cell.initial_eps(x.shape[1], n_pre), tf.zeros([n_pre, n], z.dtype)
-    gradient = tf.while_loop(lambda t, *_: t < n_steps, body, start)[-1]
+    parts = tf.nest.map_structure(in_blocks, (tf.cast(x, z.dtype), one_step_later(z), memory, signal.error, signal.direct))
+
+    def trials(b, gradient):
+      x, before, memory, error, direct = at(parts, b)
+      learning_signal = signal._replace(error=error, direct=signal.direct if direct is None else direct)
+
+      def body(t, carried):
+        eps, gradient = carried
+        pre = tf.concat([x[t // self.n_repeat], before[t]], 1) if recurrent else x[t // self.n_repeat]
+        e, eps = self.cell.trace_step(at(memory, t), pre, eps)                                              # (22)-(25)
+        return (eps, gradient + tf.reduce_sum(learning_signal.at(t)[:, None] * e, 0)), ()                   # (1)
+
+      (_, gradient), _ = scan(body, (self.cell.initial_eps(block, n_pre), gradient), n_steps, ())
+      return gradient, ()
+
+    gradient, _ = scan(trials, tf.zeros([n_pre, n], z.dtype), n_batch // block, ())
     g_read = None if signal.error is None else presynaptic_product(z, hold(signal.error, signal.hold))
-    g_rec = None if weights.w_rec is None else without_autapses(gradient[n_in:])
-    return Gradient(Weights(gradient[:n_in], g_rec), g_read, None)
+    g_in, g_rec = tf.split(gradient, [x.shape[-1], n_pre - x.shape[-1]])
+    return Gradient(Weights(g_in, without_autapses(g_rec) if recurrent else None), g_read, None)
 
   def _autodiff(self, x, weights, memory, signal, input_gradient):
     """Slow and large; not to be compiled with XLA."""
@@ -396,11 +412,9 @@ def eligibility_traces(cell, pre, memory):
   """
   n_steps, n_batch, n_pre = pre.shape
 
-  def body(t, eps, records):
-    e, eps = cell.trace_step(tf.nest.map_structure(lambda array: array[t], memory), pre[t], eps)
-    return t + 1, eps, [record.write(t, value) for record, value in zip(records, (e, *eps))]
+  def body(t, eps):
+    e, eps = cell.trace_step(at(memory, t), pre[t], eps)
+    return eps, (e, eps)
 
-  eps = cell.initial_eps(n_batch, n_pre)
-  records = [tf.TensorArray(pre.dtype, n_steps) for _ in range(1 + len(eps))]
-  e, *vectors = (record.stack() for record in tf.while_loop(lambda t, *_: t < n_steps, body, (0, eps, records))[-1])
-  return e, type(eps)(*vectors)
+  start = cell.initial_eps(n_batch, n_pre)
+  return scan(body, start, n_steps, (tf.TensorSpec([n_batch, n_pre, cell.units], pre.dtype), start))[1]

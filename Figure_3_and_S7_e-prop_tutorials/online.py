@@ -5,10 +5,9 @@ O((I + N) N) however long trials are. Trials take turns in small blocks, whose t
 """
 import tensorflow as tf
 
+from eprop import scan, trials_side_by_side
 from lsnn import without_autapses
 from readout import Result, Weights, loss_and_error
-
-LONGEST_BLOCK = 8  # trials side by side
 
 
 def online_gradient(cell, readout, regularisation, x, target, weight, weights, feedback):
@@ -35,45 +34,45 @@ def online_gradient(cell, readout, regularisation, x, target, weight, weights, f
   dtype, n_pre = weights.w_in.dtype, n_in + n  # n_pre: the rows of w_in and w_rec together
   gain = 1 - readout.kappa if readout.normalised else 1
   cost, rate_target, kind = regularisation
-  block = 1 if kind == 'online' else max(d for d in range(1, LONGEST_BLOCK + 1) if n_batch % d == 0)
+  block = 1 if kind == 'online' else trials_side_by_side(n_batch, n_pre * n)
   in_blocks = lambda array: tf.transpose(tf.reshape(array, [n_steps, n_batch // block, block, array.shape[-1]]), [1, 0, 2, 3])
   xs, targets = in_blocks(tf.cast(x, dtype)), in_blocks(target)
   w_rec = without_autapses(weights.w_rec)
   zeros = lambda *shape: tf.zeros(shape, dtype)
 
-  def step(b, x, target, t, state, eps, z_bar, e_bar, sums, y):
-    gradient, g_out, loss, rate_loss, count, e_sum = sums
-    current = x[t] @ weights.w_in + state.z @ w_rec
-    after = cell.step(current, state.z, state)
-    e, eps = cell.trace_step(cell.remember(current, state, after), tf.concat([x[t], state.z], 1), eps)        # (22)-(25)
-    z_bar = readout.kappa * z_bar + gain * after.z
-    e_bar = readout.kappa * e_bar + gain * e                                                                  # (28)
-    y_t = z_bar @ weights.w_out
-    step_loss, error = loss_and_error(readout.loss, y_t, target[t], weight[t])
-    learning_signal = tf.matmul(error, feedback, transpose_b=True)                                            # (4)
-    gradient += tf.reduce_sum(learning_signal[:, None] * e_bar, 0)                                            # (1)
-    g_out += tf.matmul(z_bar, error, transpose_a=True)
-    count, e_sum = count + tf.reduce_sum(after.z, 0), e_sum + tf.reduce_sum(e, 0)
-    if kind == 'online':
-      seen = tf.cast(b * n_steps + t + 1, dtype)
-      deviation = count / seen - rate_target
-      rate_loss += cost / n_steps * tf.reduce_sum(deviation ** 2)
-      gradient += 2 * cost / n_steps * deviation / seen * e_sum
-    return t + 1, after, eps, z_bar, e_bar, (gradient, g_out, loss + step_loss, rate_loss, count, e_sum), y.write(t, y_t)
-
-  def trials(b, sums, ys):
-    start = (0, cell.State(*cell.get_initial_state(block)), cell.initial_eps(block, n_pre), zeros(block, n),
-             zeros(block, n_pre, n), sums, tf.TensorArray(dtype, n_steps, element_shape=[block, n_out]))
+  def trials(b, sums):
     x, target = xs[b], targets[b]
-    *_, sums, y = tf.while_loop(lambda t, *_: t < n_steps, lambda *carried: step(b, x, target, *carried), start)
-    return b + 1, sums, ys.write(b, y.stack())
 
-  start = (0, (zeros(n_pre, n), zeros(n, n_out), zeros(), zeros(), zeros(n), zeros(n_pre, n)),
-           tf.TensorArray(dtype, n_batch // block, element_shape=[n_steps, block, n_out]))
-  _, (gradient, g_out, task_loss, rate_loss, count, e_sum), ys = tf.while_loop(lambda b, *_: b < n_batch // block, trials, start)
+    def step(t, carried):
+      state, eps, z_bar, e_bar, (gradient, g_out, loss, rate_loss, count, e_sum) = carried
+      current = x[t] @ weights.w_in + state.z @ w_rec
+      after = cell.step(current, state.z, state)
+      e, eps = cell.trace_step(cell.remember(current, state, after), tf.concat([x[t], state.z], 1), eps)      # (22)-(25)
+      z_bar = readout.kappa * z_bar + gain * after.z
+      e_bar = readout.kappa * e_bar + gain * e                                                                # (28)
+      y = z_bar @ weights.w_out
+      step_loss, error = loss_and_error(readout.loss, y, target[t], weight[t])
+      learning_signal = tf.matmul(error, feedback, transpose_b=True)                                          # (4)
+      gradient += tf.reduce_sum(learning_signal[:, None] * e_bar, 0)                                          # (1)
+      g_out += tf.matmul(z_bar, error, transpose_a=True)
+      count, e_sum = count + tf.reduce_sum(after.z, 0), e_sum + tf.reduce_sum(e, 0)
+      if kind == 'online':
+        seen = tf.cast(b * n_steps + t + 1, dtype)
+        deviation = count / seen - rate_target
+        rate_loss += cost / n_steps * tf.reduce_sum(deviation ** 2)
+        gradient += 2 * cost / n_steps * deviation / seen * e_sum
+      return (after, eps, z_bar, e_bar, (gradient, g_out, loss + step_loss, rate_loss, count, e_sum)), y
+
+    start = cell.State(*cell.get_initial_state(block)), cell.initial_eps(block, n_pre), zeros(block, n), zeros(block, n_pre, n), sums
+    (*_, sums), y = scan(step, start, n_steps, zeros(block, n_out))
+    return sums, y
+
+  start = zeros(n_pre, n), zeros(n, n_out), zeros(), zeros(), zeros(n), zeros(n_pre, n)
+  sums, y = scan(trials, start, n_batch // block, zeros(n_steps, block, n_out))
+  gradient, g_out, task_loss, rate_loss, count, e_sum = sums
   rate = count / (n_batch * n_steps)
   if kind == 'simple':
     rate_loss = cost * tf.reduce_sum((rate - rate_target) ** 2)
     gradient += 2 * cost / (n_batch * n_steps) * (rate - rate_target) * e_sum
-  y = tf.reshape(tf.transpose(ys.stack(), [1, 0, 2, 3]), [n_steps, n_batch, n_out])
+  y = tf.reshape(tf.transpose(y, [1, 0, 2, 3]), [n_steps, n_batch, n_out])
   return Result(Weights(gradient[:n_in], without_autapses(gradient[n_in:]), g_out), task_loss, rate_loss, y, rate)

@@ -113,7 +113,7 @@ def test_stored_traces_give_the_gradient(name, from_step_alone):
   def by_traces(signal):
     run = Layer(cell).simulate(p.x, p.weights)
     of = lambda pre: tf.einsum('tbj,tbij->ij', signal, eprop.eligibility_traces(cell, pre, run.memory)[0])
-    return of(p.x), without_autapses(of(eprop.one_step_later(run.z)))
+    return eprop.Weights(of(p.x), without_autapses(of(eprop.one_step_later(run.z))))
 
   assert_equal(by_traces(p.error @ tf.transpose(p.feedback) + p.direct), reference(name, False).weights)
 
