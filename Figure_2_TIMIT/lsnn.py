@@ -68,7 +68,7 @@ def exp_filter(x, decay, normalised=False, reverse=False):
     return step + 1, y, ys.write(t, y)
 
   ys = tf.TensorArray(x.dtype, n_steps, element_shape=x.shape[1:])
-  return tf.while_loop(lambda step, *_: step < n_steps, body, (0, tf.zeros(x.shape[1:], x.dtype), ys))[-1].stack()
+  return tf.while_loop(lambda step, *_: step < n_steps, body, (0, tf.zeros_like(x[0]), ys))[-1].stack()
 
 
 def without_autapses(w_rec):

@@ -40,7 +40,7 @@ class LearningSignal(NamedTuple):
   hold: int = 1                         # number of steps for which each entry of `error` and `direct` stands
 
   def at(self, t):
-    """L[t], [B, N]."""
+    """L[t], [B, N]; or [N] where it is the same for all trials."""
     k = t if self.hold == 1 else t // self.hold
     terms = [] if self.error is None else [tf.matmul(self.error[k], self.feedback, transpose_b=True)]      # (4)
     if self.direct is not None:
@@ -371,7 +371,7 @@ class Layer:
         eps, gradient = carried
         pre = tf.concat([x[t // self.n_repeat], before[t]], 1) if recurrent else x[t // self.n_repeat]
         e, eps = self.cell.trace_step(at(memory, t), pre, eps)                                              # (22)-(25)
-        return (eps, gradient + tf.reduce_sum(learning_signal.at(t)[:, None] * e, 0)), ()                   # (1)
+        return (eps, gradient + tf.reduce_sum(learning_signal.at(t)[..., None, :] * e, 0)), ()              # (1)
 
       (_, gradient), _ = scan(body, (self.cell.initial_eps(block, n_pre), gradient), n_steps, ())
       return gradient, ()
