@@ -14,14 +14,18 @@ from timit_plots import COLOURS, kind_of, save
 
 FRAME_MS = 10
 MEASURES = ('test_frame_error', 'test_frame_error_39_phones', 'test_per', 'test_per_mean_over_utterances')
-RULES = {  # label and colour of each learning rule
+RULES = {  # label and colour of each learning rule, the colours of figure 3's
     'bptt': ('BPTT', 'black'),
-    'symmetric': ('e-prop, symmetric', 'tab:blue'),
-    'adaptive': ('e-prop, adaptive', 'tab:green'),
-    'random': ('e-prop, random', 'tab:orange'),
-    'uniform': ('e-prop, uniform', 'tab:pink'),
-    'readout': ('readout alone', '0.6'),
+    'symmetric': ('e-prop, symmetric', '#0B4A8F'),
+    'adaptive': ('e-prop, adaptive', '#2FA684'),
+    'random': ('e-prop, random', '#EFAF32'),
+    'uniform': ('e-prop, uniform', '#9CC9EC'),
+    'readout': ('readout alone', '#707070'),
 }
+NETWORKS = {  # what compare_learning_rules.py calls them, and what the figures do
+    'framewise_lsnn': 'LSNN', 'framewise_lsnn_published': 'LSNN,\npublished', 'framewise_lsnn_two_layers': 'LSNN,\ntwo layers',
+    'framewise_lstm': 'LSTM', 'framewise_lstm_two_layers': 'LSTM,\ntwo layers', 'ctc_lstm': 'LSTM, CTC',
+    'ctc_lstm_two_layers': 'LSTM, CTC,\ntwo layers', 'ctc_lsnn': 'LSNN, CTC', 'ctc_lsnn_two_layers': 'LSNN, CTC,\ntwo layers'}
 
 
 def learning_curve(metrics, path, label, note):
@@ -168,7 +172,6 @@ def comparison(path, show=False):
     The path written.
   """
   runs = read_comparison(path)
-  names = {'framewise_lsnn': 'LSNN', 'framewise_lstm': 'LSTM', 'ctc_lstm': 'LSTM, CTC', 'ctc_lsnn': 'LSNN, CTC'}
   measures = {'test_frame_error': 'wrong frames, 61 classes (%)', 'test_per': 'phone error, 39 classes (%)'}
   measures = {name: label for name, label in measures.items() if any(row[name] for rows in runs.values() for row in rows)}
   figure, axes = plt.subplots(1, len(measures), figsize=(1.5 + 4.5 * len(measures), 4), layout='constrained', squeeze=False)
@@ -184,14 +187,79 @@ def comparison(path, show=False):
           x = k + 0.8 * (j - (len(rules) - 1) / 2) / len(rules)
           axis.bar(x, np.mean(values), 0.75 / len(rules), color=RULES[rule][1], alpha=0.6)
           axis.plot([x] * len(values), values, 'o', color='black', ms=3)
-    axis.set_xticks(range(len(networks)), [names.get(network, network) for network in networks])
-    axis.set(ylabel=f'test: {label}', ylim=(0, None))
+    axis.set_xticks(range(len(networks)), [NETWORKS.get(network, network) for network in networks])
+    axis.set(ylabel=f'test: {label}', ylim=(0, None), xlim=(-0.6, len(networks) - 0.4))
     axis.spines[['top', 'right']].set_visible(False)
     patches = [matplotlib.patches.Patch(color=RULES[rule][1], alpha=0.6, label=RULES[rule][0]) for rule in rules]
     axis.legend(handles=patches, frameon=False, fontsize=8, loc='upper left', ncols=3)
     axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
   corpus = next(iter(runs.values()))[0]['corpus']
   figure.suptitle(f'{corpus}\nbars: mean over seeds, a dot per seed', fontsize=9)
+  target = os.path.splitext(path)[0] + '.png'
+  save(figure, target, show)
+  return target
+
+
+def curves(path, show=False):
+  """Validation error and firing rate over updates, a panel per network: mean over seeds, shaded from the lowest to the highest.
+
+  Args:
+    path: CSV of learning curves, of compare_learning_rules.py.
+    show: bring up the window as well.
+
+  Returns:
+    The path written.
+
+  Raises:
+    UserError: the file is missing, cut or another table.
+  """
+  rows = files.read_csv(path, ('network', 'rule', 'corpus'), ('seed', 'iteration', 'validation_error', 'rate_hz'))
+  networks = list(dict.fromkeys(row['network'] for row in rows))
+  figure, axes = plt.subplots(1, len(networks), figsize=(1 + 4.8 * len(networks), 4), layout='constrained', squeeze=False)
+  for axis, network in zip(axes[0], networks):
+    for rule, (label, colour) in RULES.items():
+      runs = {}
+      for row in rows:
+        if (row['network'], row['rule']) == (network, rule):
+          runs.setdefault(row['seed'], []).append((int(row['iteration']), 100 * float(row['validation_error'])))
+      if runs:
+        length = min(map(len, runs.values()))
+        updates, errors = np.moveaxis(np.array([run[:length] for run in runs.values()]), -1, 0)
+        axis.plot(updates[0], errors.mean(0), '.-', color=colour, label=f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})')
+        axis.fill_between(updates[0], errors.min(0), errors.max(0), color=colour, alpha=0.2, lw=0)
+    axis.set(xlabel='update', ylabel='validation: wrong frames or phones (%)', ylim=(0, None), xlim=(0, None))
+    axis.set_title(NETWORKS.get(network, network).replace('\n', ' '), fontsize=10)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+  figure.suptitle(rows[0]['corpus'], fontsize=9)
+  target = os.path.splitext(path)[0] + '.png'
+  save(figure, target, show)
+  return target
+
+
+def published_curve(path, show=False):
+  """Validation error over updates of our seeds and of the published program.
+
+  Args:
+    path: CSV of published_curve.py.
+    show: bring up the window as well.
+
+  Returns:
+    The path written.
+  """
+  rows = files.read_csv(path, ('program',), ('seed', 'update', 'validation_error'))
+  figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
+  for program, style, colour in (('ours', '.-', RULES['symmetric'][1]), ('published', 'o--', 'black')):
+    seeds = list(dict.fromkeys(row['seed'] for row in rows if row['program'] == program))
+    for k, seed in enumerate(seeds):
+      points = [(int(row['update']), 100 * float(row['validation_error'])) for row in rows
+                if row['program'] == program and row['seed'] == seed]
+      label = None if k else f'ours, {len(seeds)} seeds' if program == 'ours' else 'published program, one run'
+      axis.plot(*zip(*points), style, color=colour, label=label)
+  axis.set(xlabel='update of 8 utterances', ylabel='validation: wrong frames (%)', ylim=(0, None), xlim=(0, None))
+  axis.set_title('Framewise LSNN, symmetric e-prop, published defaults\nsynthetic speech by espeak-ng, not TIMIT', fontsize=9)
+  axis.spines[['top', 'right']].set_visible(False)
+  axis.legend(frameon=False)
   target = os.path.splitext(path)[0] + '.png'
   save(figure, target, show)
   return target

@@ -22,10 +22,12 @@ flags.adopt_module_key_flags(experiment)
 flags.adopt_module_key_flags(training)
 flags.adopt_module_key_flags(neurons)
 
-# Settings that are better than the published defaults where a training is short; README.md says by how much.
-PRESETS = {'published': {}, 'fast': dict(batch=8, batch_order='length', reg=20.0, reg_rate=20.0)}
-flags.DEFINE_enum('preset', 'published', list(PRESETS), 'values of flags that the command line does not set; fast: batches of 8 of '
-                  'similar length, rates of 20 Hz')
+# Values of flags that the command line does not set. README.md says by what measurement `fast` is better in a short training.
+PRESETS = {
+    'published': {},
+    # Small batches, sorted to save padding; twice the rate; three epochs of TIMIT's 3696 utterances, the last at a lower rate.
+    'fast': dict(batch=8, batch_order='length', reg=20.0, reg_rate=20.0, n_epochs=3, lr_decay_every=924)}
+flags.DEFINE_enum('preset', 'published', list(PRESETS), 'fast: three epochs in batches of 8, firing rates of 20 Hz')
 # Network
 flags.DEFINE_integer('n_layer', 1, 'layers', lower_bound=1)
 flags.DEFINE_integer('n_regular', 300, 'LIF neurons per layer and direction', lower_bound=0)
@@ -48,8 +50,8 @@ flags.DEFINE_integer('truncT', -1, 'frames of the random window to which each ba
 
 
 def main():
-  program.apply_smoke(n_epochs=2, n_regular=20, n_adaptive=10, n_repeat=2, batch=8, test_batch=8)
   program.preset(**PRESETS[FLAGS.preset])
+  program.apply_smoke(n_epochs=2, n_regular=20, n_adaptive=10, n_repeat=2, batch=8, test_batch=8)
   bptt = FLAGS.eprop is None and not FLAGS.BAglobal
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')

@@ -1,10 +1,9 @@
 """Figure 2's scripts as a user calls them, on a few real utterances; error rates and decoding."""
-import concurrent.futures
 import csv
 import json
+import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'Figure_2_TIMIT'
 sys.path.append(str(FOLDER))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
+import forks
 import scores
 import test_timit_processing
 
@@ -22,15 +22,40 @@ LSNN, LSTM, CTC = ('solve_timit_with_' + name for name in ('framewise_lsnn', 'fr
 SMALL_LSNN = ['--n_regular=12', '--n_adaptive=8', '--n_repeat=2', '--batch=2', '--test_batch=2', '--plot=False']
 
 
-def command(script, *arguments):
-  return [sys.executable, str(FOLDER / f'{script}.py'), *map(str, arguments)]
+SCRIPTS = {}
 
 
-def call(script, *arguments, expect=0):
-  """Runs a script to its end; returns it with its output as text."""
-  done = subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=600, check=False)
-  assert done.returncode == expect, done.stdout + done.stderr
+@pytest.fixture(scope='module', autouse=True)
+def scripts():
+  """Processes that have imported a script, each started when it is first called, end with the module."""
+  yield
+  for script in SCRIPTS.values():
+    script.close()
+  SCRIPTS.clear()
+
+
+def script(name):
+  if name not in SCRIPTS:
+    SCRIPTS[name] = forks.Script(FOLDER / f'{name}.py')
+  return SCRIPTS[name]
+
+
+def call(name, *arguments, expect=0):
+  """Runs a script to its end."""
+  done = script(name)(*arguments)
+  assert done.code == expect, done.stdout + done.stderr
   return done
+
+
+def metrics(folder, column):
+  """A column of metrics.csv, the rows where it is empty left out."""
+  with open(folder / 'metrics.csv', newline='') as file:
+    return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def arrays_of(path):
+  with np.load(path) as arrays:
+    return dict(arrays)
 
 
 @pytest.fixture(scope='module')
@@ -42,28 +67,28 @@ def dataset(tmp_path_factory):
   return folder / 'corpus'
 
 
-@pytest.mark.parametrize('script, flags', [
+@pytest.mark.parametrize('name, flags', [
     (LSNN, ['--eprop=adaptive', '--n_layer=2']), (LSTM, ['--eprop=symmetric', '--reduced_phns']),
     (CTC, ['--model=lstm', '--n_layer=2']), (CTC, ['--model=lsnn', '--eprop=random'])], ids=str)
-def test_smoke(dataset, tmp_path, script, flags):
-  done = call(script, '--smoke', *flags, f'--dataset={dataset}', f'--result_dir={tmp_path}', '--run_name=a')
-  run = tmp_path / script / 'a'
+def test_smoke(dataset, tmp_path, name, flags):
+  done = call(name, '--smoke', *flags, f'--dataset={dataset}', f'--result_dir={tmp_path}', '--run_name=a')
+  run = tmp_path / name / 'a'
   summary = json.loads((run / 'summary.json').read_text())
-  ctc = script == CTC
+  ctc = name == CTC
   expected = ['config.json', 'metrics.csv', 'final_weights.npz', 'best_weights.npz', 'utterance.png', 'learning_curve.png']
-  for name in expected + ['confusion.png'] * (not ctc) + ['rates.png'] * (script == LSNN):
-    assert (run / name).stat().st_size > 0, name
+  for file in expected + ['confusion.png'] * (not ctc) + ['rates.png'] * (name == LSNN):
+    assert (run / file).stat().st_size > 0, file
   measures = ('test_per', 'test_per_mean_over_utterances', 'test_per_unmerged') if ctc else ('test_frame_error',)
-  assert all(summary[name] > 0 for name in measures) and not summary['synthetic'] and 'NLTK' in summary['corpus']
-  assert ('test_frame_error_39_phones' in summary) == (script == LSNN)
+  assert all(summary[measure] > 0 for measure in measures) and not summary['synthetic'] and 'NLTK' in summary['corpus']
+  assert ('test_frame_error_39_phones' in summary) == (name == LSNN)
   assert 'published:  not available' in done.stdout and 'NLTK' in done.stdout
 
   # The saved weights, evaluated once more, give the same numbers.
-  again = call(script, '--smoke', *flags, f'--dataset={dataset}', f'--result_dir={tmp_path}', '--plot=False',
+  again = call(name, '--smoke', *flags, f'--dataset={dataset}', f'--result_dir={tmp_path}', '--plot=False',
                f'--checkpoint={run}/best_weights.npz')
-  evaluated = json.loads((tmp_path / script / 'evaluation_best_weights' / 'summary.json').read_text())
-  for name in (*measures, 'validation_loss'):
-    assert evaluated[name] == pytest.approx(summary[name], rel=1e-5), name
+  evaluated = json.loads((tmp_path / name / 'evaluation_best_weights' / 'summary.json').read_text())
+  for measure in (*measures, 'validation_loss'):
+    assert evaluated[measure] == pytest.approx(summary[measure], rel=1e-5), measure
   assert again.stdout.splitlines()[-1].startswith('results:')
 
 
@@ -72,28 +97,28 @@ def test_learning_lowers_the_loss_and_all_computations_agree(dataset, tmp_path):
   for impl in ('adjoint', 'hardcoded', 'autodiff'):
     call(LSNN, *SMALL_LSNN, '--eprop=symmetric', f'--eprop_impl={impl}', '--n_epochs=3', '--dtype=float64', '--reg=1',
          f'--dataset={dataset}', f'--result_dir={tmp_path}', f'--run_name={impl}')
-    with open(tmp_path / LSNN / impl / 'metrics.csv', newline='') as file:
-      losses[impl] = np.array([float(row['train_loss']) for row in csv.DictReader(file)])
+    losses[impl] = metrics(tmp_path / LSNN / impl, 'train_loss')
   np.testing.assert_allclose(losses['hardcoded'], losses['adjoint'], rtol=1e-10)
   np.testing.assert_allclose(losses['autodiff'], losses['adjoint'], rtol=1e-10)
-  assert losses['adjoint'][-1] < losses['adjoint'][0]
+  assert losses['adjoint'][-1] < losses['adjoint'][1]  # the first update has a learning rate of 0
 
 
 def test_killed_and_resumed_is_as_uninterrupted(dataset, tmp_path):
-  flags = ['--n_lstm=30', '--batch=2', '--test_batch=2', '--n_epochs=60', '--eprop=adaptive', '--drop_out_probability=0.8',
-           '--gd_noise=0.01', '--plot=False', '--checkpoint_seconds=0', f'--dataset={dataset}', f'--result_dir={tmp_path}']
+  flags = ['--n_lstm=30', '--batch=2', '--test_batch=2', '--n_epochs=40', '--eprop=adaptive', '--drop_out_probability=0.8',
+           '--gd_noise=0.01', '--noise_step_start=3', '--plot=False', '--checkpoint_seconds=0', f'--dataset={dataset}',
+           f'--result_dir={tmp_path}']
   call(LSTM, *flags, '--run_name=whole')
   whole, broken = tmp_path / LSTM / 'whole', tmp_path / LSTM / 'broken'
-  process = subprocess.Popen(command(LSTM, *flags, '--run_name=broken'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  while process.poll() is None and not (broken / 'checkpoints' / 'checkpoint').exists():
+  started = script(LSTM).start(*flags, '--run_name=broken')
+  until = time.monotonic() + 120
+  while not list(broken.glob('checkpoints/*.npz')) and time.monotonic() < until:
     time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert not (broken / 'summary.json').exists()
+  os.kill(started[0], signal.SIGKILL)
+  assert script(LSTM).end(started).code == -signal.SIGKILL and not (broken / 'summary.json').exists()
   call(LSTM, *flags, '--run_name=broken', '--resume')
   assert (broken / 'metrics.csv').read_text() == (whole / 'metrics.csv').read_text()
-  with np.load(whole / 'best_weights.npz') as a, np.load(broken / 'best_weights.npz') as b:
-    assert all(np.array_equal(a[name], b[name]) for name in a)
+  a, b = (arrays_of(folder / 'best_weights.npz') for folder in (whole, broken))
+  assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def test_two_commands_from_timit_as_the_ldc_ships_it(tmp_path):
@@ -105,30 +130,53 @@ def test_two_commands_from_timit_as_the_ldc_ships_it(tmp_path):
   assert 0 < summary['test_frame_error'] <= 1
 
 
-def test_noise_begins_with_its_epoch_and_leaves_the_weights(dataset, tmp_path):
-  flags = ['--model=lsnn', '--n_neuron=20', '--n_repeat=2', '--batch=2', '--plot=False', f'--dataset={dataset}',
+def test_noise(dataset, tmp_path):
+  """That on the gradient begins with its epoch, that on the weights stays in them, that on the inputs leaves them."""
+  flags = ['--model=lsnn', '--n_layer=1', '--n_neuron=20', '--n_repeat=2', '--batch=2', '--plot=False', f'--dataset={dataset}',
            f'--result_dir={tmp_path}']
-  noise = ['--input_noise=0.3', '--w_noise=0.1', '--gd_noise=0.1']
 
-  def losses(name, *more):
+  def run(name, *more):
     call(CTC, *flags, f'--run_name={name}', *more)
-    with open(tmp_path / CTC / name / 'metrics.csv', newline='') as file:
-      return [float(row['train_loss']) for row in csv.DictReader(file)]
+    return metrics(tmp_path / CTC / name, 'train_loss'), arrays_of(tmp_path / CTC / name / 'final_weights.npz')
 
-  def weights(name):
-    with np.load(tmp_path / CTC / name / 'final_weights.npz') as arrays:
-      return dict(arrays)
+  quiet, start = run('quiet', '--n_epochs=2')
+  noisy, _ = run('noisy', '--n_epochs=2', '--gd_noise=0.1')
+  first = len(quiet) // 2 + 1  # the loss is that before the update
+  assert noisy[:first] == quiet[:first] and all(a != b for a, b in zip(noisy[first:], quiet[first:]))
+  begun = ['--n_epochs=2', '--lr_init=0', f'--load={tmp_path}/{CTC}/quiet/final_weights.npz']
+  plain, _ = run('begun', *begun)
+  heard, weights = run('heard', *begun, '--input_noise=0.3')
+  assert heard != plain and all(np.array_equal(array, start[key]) for key, array in weights.items())
+  _, weights = run('walked', *begun, '--w_noise=0.1')
+  walk = weights['layer0_forward_w_in'] - start['layer0_forward_w_in']
+  assert np.std(walk) == pytest.approx(0.1 * len(quiet) ** 0.5, rel=0.1)
 
-  quiet = losses('quiet', '--n_epochs=2')
-  noisy = losses('noisy', '--n_epochs=2', '--noise_epoch_start=2', *noise)
-  per_epoch = len(quiet) // 2
-  assert noisy[:per_epoch] == quiet[:per_epoch] and all(a != b for a, b in zip(noisy[per_epoch:], quiet[per_epoch:]))
-  # Begun with the weights of a run and a learning rate of 0, only the losses show the noise.
-  saved = f'--load={tmp_path}/{CTC}/quiet/final_weights.npz'
-  begun = ['--n_epochs=1', '--lr_init=0', saved]
-  assert losses('begun', *begun) != losses('begun_noisy', *begun, *noise)
-  for name in ('begun', 'begun_noisy'):
-    assert all(np.array_equal(array, weights('quiet')[key]) for key, array in weights(name).items())
+
+def test_learning_rate_ramps_and_window_crops(dataset, tmp_path):
+  flags = [*SMALL_LSNN, '--eprop=symmetric', f'--dataset={dataset}', f'--result_dir={tmp_path}', '--n_epochs=60']
+  call(LSNN, *flags, '--run_name=a', '--truncT=20', '--lr_decay_every=110')
+  rates = metrics(tmp_path / LSNN / 'a', 'learning_rate')
+  assert len(rates) > 112
+  np.testing.assert_allclose(rates[:100], 0.01 * np.arange(100) / 99, rtol=1e-12)
+  np.testing.assert_allclose(rates[100:112], [0.01] * 10 + [0.003] * 2, rtol=1e-12)
+
+
+def test_published_constants(dataset, tmp_path):
+  """Defaults of flags, as config.json has them."""
+  neuron = dict(tau_v=20, n_ref=2, beta=1.8, thr=0.01, dt=1, dampening_factor=0.3)
+  common = dict(lr_decay=0.3, adam_epsilon=1e-5, adam=True)
+  expected = {
+      LSNN: dict(neuron, **common, tau_a=200, tau_out=3, psp_out=True, ramping_learning_rate=True, readout_decay=1e-2, l2=1e-5,
+                 lr_init=0.01, lr_decay_every=-1, reg=50, reg_rate=10, reg_over='batch', reverse='batch', momentum=0.9,
+                 drop_out_probability=-1, truncT=-1, gd_noise=0.036, noise_step_start=-1, cell_train=True, rec=True),
+      LSTM: dict(common, readout_decay=1e-3, l2=1e-5, lr_init=0.01, lr_decay_every=500, init_scale=0, reverse='batch'),
+      CTC: dict(neuron, **common, tau_a=500, tau_out=3, n_split=0.1, reg=0, reg_rate=10, readout_decay=1e-4, l2=0, lr_init=1e-3,
+                lr_decay_every=15, init_scale=0.1, drop_out_probability=0.7, grad_clip=1, momentum=0.9, warm_up=0,
+                loss_from_all_layers=False, peephole=True, noise_epoch_start=0, reverse='utterance')}
+  for name, constants in expected.items():
+    call(name, '--smoke', '--n_epochs=1', '--plot=False', f'--dataset={dataset}', f'--result_dir={tmp_path}', '--run_name=a')
+    flags = json.loads((tmp_path / name / 'a' / 'config.json').read_text())['flags']
+    assert {key: flags[key] for key in constants} == pytest.approx(constants), name
 
 
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(dataset, tmp_path):
@@ -136,17 +184,12 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(dataset, tmp_path):
       (LSNN, ['--dataset=nowhere'], 'three ways'), (LSNN, ['--n_regular=0', '--n_adaptive=0'], 'neurons'),
       (LSNN, ['--eprop_impl=hardcoded'], '--eprop'), (LSNN, ['--batch=0'], 'batch'), (LSTM, ['--eprop=magic'], 'symmetric'),
       (LSNN, ['--eprop=random', '--n_layer=2', '--noloss_from_all_layers'], 'all'),
-      (LSTM, ['--checkpoint=nowhere.npz'], 'nowhere.npz'), (CTC, ['--optimizer=magic'], 'momentum')]
+      (LSTM, ['--checkpoint=nowhere.npz'], 'nowhere.npz'), (CTC, ['--optimizer=magic'], 'rmsprop')]
 
-  def run(case):
-    script, flags, _ = case
+  for name, flags, words in cases:
     chosen = [] if any(flag.startswith('--dataset') for flag in flags) else [f'--dataset={dataset}']
-    return call(script, *flags, *chosen, f'--result_dir={tmp_path}', expect=2)
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    for (*_, words), done in zip(cases, pool.map(run, cases)):
-      errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-      assert len(errors) == 1 and words in errors[0] and 'Traceback' not in done.stderr, done.stderr
+    done = call(name, *flags, *chosen, f'--result_dir={tmp_path}', expect=2)
+    assert len(done.errors) == 1 and words in done.errors[0] and 'Traceback' not in done.stderr, done.stderr
 
 
 def test_comparison_trains_and_replots(dataset, tmp_path):
