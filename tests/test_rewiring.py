@@ -102,6 +102,7 @@ def test_evidence_accumulation_with_rewiring(tmp_path):
       three = arrays(tmp_path / script.path.stem / 'three' / 'final_weights.npz')
     done = script(*flags, *more)
     assert done.code == 0, done.stdout + done.stderr
+    assert 'the criterion of fewer than 7 % wrong decisions was not met' in done.stdout
   refused = script(*flags, f'--init_from={tmp_path}/weights.npz')
   script.close()
   assert refused.code == 2 and '--connectivity' in refused.errors[0]
