@@ -98,7 +98,7 @@ class SturdyStream:
 
   def __init__(self, stream):
     self._stream = stream
-    if hasattr(stream, 'reconfigure'):
+    with contextlib.suppress(AttributeError, OSError, ValueError):
       stream.reconfigure(errors='backslashreplace')  # for what the encoding lacks
 
   def __getattr__(self, name):

@@ -33,12 +33,12 @@ class Ended(NamedTuple):
 
 
 class Script:
-  """A script, ready to be called; see above. To be closed."""
+  """A script, ready to be called; see above. To be closed. modules: folder of what it imports, if that is not its own."""
 
-  def __init__(self, path):
+  def __init__(self, path, modules=None):
     self.path, self._folder = pathlib.Path(path), tempfile.TemporaryDirectory()
-    self._process = subprocess.Popen([sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     text=True)
+    self._process = subprocess.Popen([sys.executable, __file__, str(path), str(modules or self.path.parent)], text=True,
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     self._n = 0
 
   def close(self):
@@ -116,10 +116,10 @@ def _wait(pid, limit):
 
 
 def main():
-  path = sys.argv[1]
+  path, modules = sys.argv[1:]
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
-  sys.path[0] = os.path.dirname(path)
+  sys.path[0] = modules
   with open(path, encoding='utf-8') as file:
     tree = ast.walk(ast.parse(file.read()))
   for node in tree:
