@@ -135,9 +135,11 @@ def write_splits(folder, utterances, results):
       sd = np.maximum(np.sqrt(np.einsum('tk,tk->k', values, values, dtype=np.float64) / len(values)), 1e-6)
     values /= sd.astype(np.float32)
     write_npz(os.path.join(folder, f'{split}.npz'), arrays)
-    frames = arrays['lengths']
-    numbers[split] = dict(utterances=len(good), speakers=len({u.id.rsplit('/', 1)[0] for u, _ in good}),
-                          frames=int(frames.sum()), hours=round(frames.sum() / 360000, 3), longest=int(frames.max()))
+    frames, seconds = arrays['lengths'], arrays['lengths'].sum() * features.HOP / features.RATE
+    numbers[split] = dict(
+        utterances=len(good), speakers=len({u.id.rsplit('/', 1)[0] for u, _ in good}), frames=int(frames.sum()),
+        hours=round(seconds / 3600, 3), longest=int(frames.max()), phones_per_second=round(len(arrays['runs61']) / seconds, 2),
+        silent=round(np.mean(arrays['labels39'] == PHONES39.index('sil')), 3))
   draw(good[0][0], os.path.join(folder, 'utterance.png'), arrays, 0)
   return numbers, mean, sd
 
