@@ -1,7 +1,8 @@
 """Our framewise LSNN beside the published program, with the same settings on the same corpus: validation error over updates.
 
   python timit_processing.py --n_train=480 --n_dev=64 --n_test=64
-  python published_curve.py                        three seeds; --replot: the figure from the CSV, no training
+  python published_curve.py                                  three seeds; --replot: the figure from the CSV, no training
+  python published_curve.py --variants=all --n_seeds=1       the same with one setting changed, for the list of differences
 
 Symmetric e-prop, batches of 8, four epochs, everything else as published. Writes figures/published_curve.csv and .png.
 """
@@ -17,40 +18,59 @@ import result_plots
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(comparison)
-program.DEFINE_path('dataset', None, 'processed corpus; default: the synthetic one in <result_dir>')
-FLAGS.set_default('n_seeds', 3)
 
 SCRIPT = 'solve_timit_with_framewise_lsnn'
 SETTINGS = ['--plot=False', '--eprop=symmetric', '--batch=8', '--n_epochs=4']
+VARIANTS = {  # flags beside SETTINGS
+    'ours': [],
+    'rates of the utterances alone': ['--reg_over=utterances'],
+    'reversed at the end of each utterance': ['--reverse=utterance'],
+    'batches of similar length': ['--batch_order=length'],
+    'preset fast': ['--preset=fast']}
 PUBLISHED = {60: 0.695, 120: 0.470, 180: 0.409, 240: 0.368}  # one run of the published program, measured with TensorFlow 1.15
 COLUMNS = ('program', 'seed', 'update', 'validation_error')
 
+flags.DEFINE_list('variants', ['ours'], f'some of {", ".join(VARIANTS)}; or all')
+program.DEFINE_path('dataset', None, 'processed corpus; default: the synthetic one in <result_dir>')
+FLAGS.set_default('n_seeds', 3)
 
-def train(path, corpus):
-  """Trains, and writes the CSV after each run; returns whether all have finished."""
-  identity, folder = data.load(corpus).identity, comparison.folder_of('published_curve', SCRIPT)
-  jobs = [comparison.Job(f'seed {seed}', SCRIPT, os.path.join(folder, f'seed{seed}'), [
-      f'--dataset={corpus}', *SETTINGS, f'--seed={seed}', *comparison.common_arguments()], identity)
-          for seed in range(FLAGS.n_seeds)]
 
-  def collect(finished):
+def make_job(variant, seed, corpus, identity):
+  """The run of one variant and seed."""
+  folder = comparison.folder_of('published_curve', SCRIPT)
+  arguments = [f'--dataset={corpus}', *SETTINGS, *VARIANTS[variant], f'--seed={seed}', *comparison.common_arguments()]
+  name = variant.replace(' ', '_')
+  return comparison.Job(f'{variant} seed {seed}', SCRIPT, os.path.join(folder, f'{name}_seed{seed}'), arguments, identity)
+
+
+def train(path, variants, corpus):
+  """Trains, and writes the CSV of all finished variants after each run; returns whether those asked for have finished."""
+  identity = data.load(corpus).identity
+
+  def collect(_):
     rows = [dict(program='published', seed='', update=update, validation_error=error) for update, error in PUBLISHED.items()]
-    for seed, job in enumerate(jobs):
-      if job in finished:
-        metrics = files.read_csv(job.path('metrics.csv'), numbers=('iteration', 'validation_error'))
-        rows += [dict(program='ours', seed=seed, update=row['iteration'], validation_error=row['validation_error'])
-                 for row in metrics if row['validation_error']]
+    for variant in VARIANTS:
+      for seed in range(max(FLAGS.n_seeds, 10)):
+        job = make_job(variant, seed, corpus, identity)
+        if job.finished():
+          metrics = files.read_csv(job.path('metrics.csv'), numbers=('iteration', 'validation_error'))
+          rows += [dict(program=variant, seed=seed, update=row['iteration'], validation_error=row['validation_error'])
+                   for row in metrics if row['validation_error']]
     files.write_csv(path, rows, COLUMNS)
 
-  return comparison.train(jobs, collect)
+  return comparison.train([make_job(variant, seed, corpus, identity) for seed in range(FLAGS.n_seeds) for variant in variants],
+                          collect)
 
 
 def main():
   program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
   program.refuse(['rules'])
   comparison.prepare([])
+  variants = list(VARIANTS) if FLAGS.variants == ['all'] else FLAGS.variants
+  comparison.choose('variant', variants, VARIANTS)
   path = os.path.join(FLAGS.out, 'published_curve.csv')
-  complete = FLAGS.replot or train(path, os.path.abspath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, 'espeak', 'fbank')))
+  corpus = os.path.abspath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, 'espeak', 'fbank'))
+  complete = FLAGS.replot or train(path, variants, corpus)
   print(f'figure: {result_plots.published_curve(path, FLAGS.show)}', flush=True)
   comparison.end(complete)
 

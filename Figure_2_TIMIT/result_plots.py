@@ -248,14 +248,18 @@ def published_curve(path, show=False):
     The path written.
   """
   rows = files.read_csv(path, ('program',), ('seed', 'update', 'validation_error'))
-  figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
-  for program, style, colour in (('ours', '.-', RULES['symmetric'][1]), ('published', 'o--', 'black')):
+  figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
+  styles = {'published': ('o--', 'black'), 'ours': ('.-', RULES['symmetric'][1])}
+  others = iter(['#C4500A', '#2FA684', '#EFAF32', '#9CC9EC'])
+  for program in dict.fromkeys(row['program'] for row in rows):
+    style, colour = styles.get(program) or ('.:', next(others))
     seeds = list(dict.fromkeys(row['seed'] for row in rows if row['program'] == program))
     for k, seed in enumerate(seeds):
       points = [(int(row['update']), 100 * float(row['validation_error'])) for row in rows
                 if row['program'] == program and row['seed'] == seed]
-      label = None if k else f'ours, {len(seeds)} seeds' if program == 'ours' else 'published program, one run'
-      axis.plot(*zip(*points), style, color=colour, label=label)
+      name = 'published program' if program == 'published' else program
+      label = f'{name}, {len(seeds)} run{"s" * (len(seeds) > 1)}'
+      axis.plot(*zip(*points), style, color=colour, label=None if k else label)
   axis.set(xlabel='update of 8 utterances', ylabel='validation: wrong frames (%)', ylim=(0, None), xlim=(0, None))
   axis.set_title('Framewise LSNN, symmetric e-prop, published defaults\nsynthetic speech by espeak-ng, not TIMIT', fontsize=9)
   axis.spines[['top', 'right']].set_visible(False)

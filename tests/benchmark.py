@@ -197,7 +197,7 @@ def make_speech_iteration(network, rule, impl, n_frames=551):
   settings = Settings(kappa=float(exp_decay(3.0)), rate_cost=50.0) if network == 'lsnn' else Settings()
   classifier = Classifier(Network([layer]), settings, 123, 61, rng)
   optimizer = keras.optimizers.Adam(0.01, epsilon=1e-5)
-  optimizer.build(classifier.trainable())
+  optimizer.build(classifier.learning(classifier.variables))
   batch = Batch(tf.constant(rng.standard_normal((n_frames, 32, 123)), tf.float32), tf.fill([32], n_frames),
                 tf.constant(rng.integers(0, 61, (n_frames, 32)), tf.int32), tf.zeros([32], tf.int32))
   update = tf.function(lambda: classifier.update(optimizer, batch).loss)
@@ -233,25 +233,25 @@ def speech_start():
   return dict(seconds_to_first_update=seconds)
 
 
-def epoch_updates(n_utterances=3696, n_batch=32):
+def epoch_updates(by_length, n_utterances=3696, n_batch=32):
   """Lengths to which an epoch of TIMIT's size is padded, and how many of its updates have each: dict, frames: updates."""
   sys.path.append(str(SPEECH_FOLDER))
-  import types
   import numpy as np
-  import training
+  from batches import epoch_batches, padded
   lengths = np.interp(np.linspace(0, 10, n_utterances), range(11), TIMIT_LENGTHS).round().astype(int)
-  bounds = training.bucket_bounds([types.SimpleNamespace(lengths=lengths)])
-  batches = training.epoch_batches(lengths, n_batch, np.random.default_rng(0))
-  longest = np.array([lengths[batch].max() for batch in batches])
-  frames, updates = np.unique(bounds[np.searchsorted(bounds, longest)], return_counts=True)
+  batches = epoch_batches(lengths, n_batch, np.random.default_rng(0), by_length=by_length)
+  longest = np.array([padded(lengths[batch].max()) for batch in batches])
+  frames, updates = np.unique(longest, return_counts=True)
   return dict(zip(frames.tolist(), updates.tolist()))
 
 
 def child_epoch(network, rule):
-  """Median seconds of an update at each padded length, and their sum over an epoch."""
-  updates = epoch_updates()
-  seconds = time_in_turn({n: make_speech_iteration(network, rule, 'adjoint', n) for n in updates}, 3)
-  return dict(seconds_per_update=seconds, epoch_seconds=sum(updates[n] * seconds[n] for n in updates))
+  """Median seconds of an update at each padded length, and their sum over an epoch, by the order of its batches."""
+  updates = {order: epoch_updates(order == 'length') for order in ('random', 'length')}
+  lengths = sorted({*updates['random'], *updates['length']})
+  seconds = time_in_turn({n: make_speech_iteration(network, rule, 'adjoint', n) for n in lengths}, 3)
+  return dict(seconds_per_update=seconds, epoch_seconds={
+      order: sum(number * seconds[n] for n, number in of_order.items()) for order, of_order in updates.items()})
 
 
 def epoch():
