@@ -25,6 +25,7 @@ from files import load_npz, read_json, read_npz, UserError
 from phones import fold
 
 FLAGS = flags.FLAGS
+CORPORA = ('timit', 'nltk_sample', 'espeak', 'espeak_full')  # the first of these that is there is what a solve script takes
 SPLITS = ('train', 'dev', 'test')
 NUMBERS = ('lengths', 'features', 'labels61', 'runs61', 'run_starts61', 'run_counts61', 'labels39', 'runs39', 'run_starts39',
            'run_counts39')

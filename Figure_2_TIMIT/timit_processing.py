@@ -32,8 +32,7 @@ from phones import FOLDING, PHONES39, PHONES61
 import timit_plots
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('corpus', None, ['timit', 'nltk_sample', 'espeak', 'espeak_full'],
-                  'default: timit with --data_path, else espeak')
+flags.DEFINE_enum('corpus', None, data.CORPORA, 'default: timit with --data_path, else espeak')
 DEFINE_path('data_path', None, 'folder of the corpus; of a synthetic one: where it is made')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features: 40 mel filters and energy; 13 cepstral '
                   'coefficients; 123 features from .htk files beside the audio')

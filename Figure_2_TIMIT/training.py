@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
 
 # Data
-program.DEFINE_path('dataset', None, 'folder that timit_processing.py wrote; default: TIMIT, NLTK\'s sample or the synthetic '
+program.DEFINE_path('dataset', None, 'folder that timit_processing.py wrote; default: TIMIT, NLTK\'s sample or a synthetic '
                     'corpus in <result_dir>/timit_processed, the first that is there')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features')
 flags.DEFINE_bool('reduced_phns', False, 'train on 39 phones instead of 61')
@@ -80,7 +80,7 @@ def load_corpus():
   Raises:
     UserError: there is none; the message names the three ways to get one.
   """
-  folders = [data.folder_of(FLAGS.result_dir, corpus, FLAGS.preproc) for corpus in ('timit', 'nltk_sample', 'espeak')]
+  folders = [data.folder_of(FLAGS.result_dir, corpus, FLAGS.preproc) for corpus in data.CORPORA]
   found = [folder for folder in folders if os.path.isdir(folder)]
   corpus = data.load(FLAGS.dataset or (found or folders)[0])
   print(f'{corpus.metadata["label"]}: {", ".join(f"{len(s.ids)} {name}" for name, s in zip(data.SPLITS, corpus[:3]))} utterances '
