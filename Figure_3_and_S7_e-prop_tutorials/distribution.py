@@ -5,9 +5,7 @@
   srun python SCRIPT --cluster=slurm         the same, as Slurm has placed them
   python SCRIPT                              one device; or all GPUs of this machine, where there are several
 
-All workers run the same program from the same seed. A replica is a device with a copy of the weights; each computes its part of
-the same batch (`each`), and what is a sum over the batch is summed over the replicas (`all_sum`), so that all workers hold the
-same numbers and take the same decisions. The leader alone writes files; what the others print is seen only if they fail.
+What workers do together stands in replicas.py. What the leader prints is seen; what the others print only if they fail.
 """
 import contextlib
 import json
@@ -18,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-import types
 
 import program
 from absl import flags
@@ -26,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 import machine
+import replicas
 from files import UserError
 
 FLAGS = flags.FLAGS
@@ -37,140 +35,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PATIENCE = 60  # seconds within which all workers must have come, and within which they end if one fails
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-
-_here = types.SimpleNamespace(strategy=None, worker=0, n_workers=1, n_local=1)  # n_local: replicas of this process
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a program asks
-
-
-def leads():
-  """Whether this process writes the files."""
-  return _here.worker == 0
-
-
-def part(n_items, replica):
-  """The slice of a batch that is a replica's; the first ones have one more where the batch does not divide evenly.
-
-  Raises:
-    UserError: there are fewer items than replicas.
-  """
-  n_replicas = _here.n_workers * _here.n_local
-  if n_items < n_replicas:
-    raise UserError(f'a batch of {n_items} cannot be shared by {n_replicas} workers: each needs at least one of it')
-  length, n_longer = divmod(n_items, n_replicas)
-  start = replica * length + min(replica, n_longer)
-  return slice(start, start + length + (replica < n_longer))
-
-
-def each(n_items, make):
-  """What the replicas of this process get as an argument of a `function`.
-
-  Args:
-    n_items: size of the batch.
-    make: function of a replica's `part` of the batch that returns arrays in any structure.
-
-  Returns:
-    make(part) where this process is one replica; else what stands for those of all.
-  """
-  if _here.n_local == 1:
-    return make(part(n_items, _here.worker))
-  values = lambda context: tf.nest.map_structure(tf.convert_to_tensor, make(part(n_items, context.replica_id_in_sync_group)))
-  return _here.strategy.experimental_distribute_values_from_function(values)
-
-
-def function(compute):
-  """tf.function that calls `compute` on all replicas and returns what it returned on the first one of this process.
-
-  Within it, nothing that all replicas do together (`all_sum`, an optimizer's update) may stand in a loop or another tf.function.
-  """
-  if _here.strategy is None:
-    return tf.function(compute)
-  on_all = tf.function(lambda *arguments: _here.strategy.run(compute, arguments))
-  first = lambda value: _here.strategy.experimental_local_results(value)[0]
-  return lambda *arguments: tf.nest.map_structure(first, on_all(*arguments))
-
-
-def _replica():
-  """The replica for which a `function` is being built, where there are several; None elsewhere."""
-  context = tf.distribute.get_replica_context()
-  return context if context is not None and context.num_replicas_in_sync > 1 else None
-
-
-def all_sum(tensors):
-  """Sums over the replicas, the same bits on each, within a `function`; elsewhere the tensors as they are, so that what a worker
-  computes by itself needs no other.
-
-  Args:
-    tensors: any structure of tensors of one dtype, of the same shapes on all replicas.
-
-  Returns:
-    The same structure.
-  """
-  replica = _replica()
-  if replica is None:
-    return tensors
-  flat = [tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(tensors)]
-  joined = tf.concat([tf.reshape(tensor, [-1]) for tensor in flat], 0)  # one message instead of many
-  sums = tf.split(replica.all_reduce(tf.distribute.ReduceOp.SUM, joined), [tensor.shape.num_elements() for tensor in flat])
-  return tf.nest.pack_sequence_as(tensors, [tf.reshape(values, tensor.shape) for values, tensor in zip(sums, flat)])
-
-
-def apply(optimizer, gradients, variables):
-  """optimizer.apply for gradients that are sums over the replicas already: Keras would sum them once more.
-
-  Args:
-    optimizer: keras optimizer, built, without clipping, weight decay or moving averages.
-    gradients, variables: lists.
-  """
-  if _replica() is None:
-    optimizer.apply(gradients, variables)
-    return
-  for gradient, variable in zip(gradients, variables):
-    optimizer.update_step(gradient, variable, optimizer.learning_rate)
-  optimizer.iterations.assign_add(1)
-
-
-def in_order(tensor):
-  """A tensor of all replicas in the order of their parts of the batch, within a `function`.
-
-  Returns:
-    [replicas, ...], and the number of this one; elsewhere [1, ...] and 0.
-  """
-  replica = _replica()
-  if replica is None:
-    return tensor[None], 0
-  k = replica.replica_id_in_sync_group
-  here = tf.one_hot(k, replica.num_replicas_in_sync, dtype=tensor.dtype)
-  return all_sum(tf.tensordot(here, tensor, 0)), k
-
-
-def total(arrays):
-  """Sums over the workers, the same bits in each, outside of a `function`; all workers must call it.
-
-  Args:
-    arrays: list of arrays, of the same shapes in all workers; float32, or else added as float64.
-
-  Returns:
-    List of arrays of the same shapes and dtypes; the arguments themselves if there is one worker only.
-  """
-  if _here.n_workers == 1:
-    return arrays
-  arrays = [np.asarray(array) for array in arrays]
-  flat = np.concatenate([array.ravel() for array in arrays], dtype=np.result_type(np.float32, *arrays))
-  parts = np.split(_here.total(flat).numpy(), np.cumsum([array.size for array in arrays])[:-1])
-  return [values.reshape(array.shape).astype(array.dtype) for values, array in zip(parts, arrays)]
-
-
-def _total(flat):
-  counts = _replica().replica_id_in_sync_group % _here.n_local == 0  # of several replicas of a worker, the first one's
-  return all_sum(flat if counts else tf.zeros_like(flat))
-
-
-def from_leader(arrays):
-  """The leader's arrays, as `total`."""
-  return total(arrays if leads() else [np.zeros_like(array) for array in arrays])
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How workers come together
@@ -190,12 +54,11 @@ def start():
   addresses, index = _from_slurm() if FLAGS.cluster == 'slurm' else _from_tf_config()
   if not addresses and FLAGS.n_workers > 1:
     sys.exit(supervise(FLAGS.n_workers))
-  vars(_here).update(strategy=None, worker=0, n_workers=1, n_local=1)
-  on_cpu = (FLAGS.device or '').startswith('CPU')
+  replicas.join()
   if len(addresses) > 1:
     os.environ['TF_CONFIG'] = _tf_config(addresses, index)
     program.if_interrupted(lambda: '--resume goes on from the last checkpoint')
-    if on_cpu:
+    if (FLAGS.device or '').startswith('CPU'):
       tf.config.set_visible_devices([], 'GPU')
     meet(addresses, index)
     watchdog = threading.Timer(PATIENCE, _give_up)  # the constructor waits for ever, and no signal reaches Python meanwhile
@@ -207,9 +70,7 @@ def start():
     strategy = tf.distribute.MirroredStrategy()
   else:
     return None
-  _here.strategy, _here.worker, _here.n_workers = strategy, index, max(1, len(addresses))
-  _here.n_local = strategy.num_replicas_in_sync // _here.n_workers
-  _here.total = function(_total)
+  replicas.join(strategy, index, max(1, len(addresses)))
   return strategy
 
 
@@ -225,7 +86,7 @@ def guarded():
   try:
     yield
   except LOST:
-    if _here.n_workers == 1:
+    if not replicas.several():
       raise
     print(f'error: another worker of this run has ended, or cannot be reached; {program.advice()}', file=sys.stderr, flush=True)
     sys.exit(1)

@@ -41,6 +41,7 @@ with machine.hidden_stderr():
     tf.config.experimental.set_memory_growth(gpu, True)  # leave to other programs what is not needed
 
 import distribution  # noqa: E402
+import replicas  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
@@ -267,9 +268,10 @@ class Run:
     self._rate = None  # mean firing rate in the last iteration
     own = dict(run_iteration=self._iteration, run_seconds=self._seconds, run_stopped=self._stopped)
     variables = dict(variables, **own)
-    if distribution.leads():
+    self.folder = os.devnull
+    if replicas.leads():
       self._open(script, variables, data)
-    for variable, value in zip(variables.values(), distribution.from_leader([v.numpy() for v in variables.values()])):
+    for variable, value in zip(variables.values(), replicas.from_leader([v.numpy() for v in variables.values()])):
       variable.assign(value)
 
   def _open(self, script, variables, data):
@@ -288,7 +290,7 @@ class Run:
     self._scalars_written = 0.0
 
   def path(self, name):
-    """Path of a file of this run."""
+    """Path of a file of this run, for the leader."""
     return os.path.join(self.folder, name)
 
   @property
@@ -334,7 +336,7 @@ class Run:
         if asked:
           raise machine.Interrupted(asked)
     bar.close()
-    if self.iteration > n_done or distribution.leads() and not self._checkpoints.paths():
+    if self.iteration > n_done or replicas.leads() and not self._checkpoints.paths():
       self.checkpoint()
 
   def _print_progress(self, bar, iteration, n_iter, rate):
@@ -349,7 +351,7 @@ class Run:
   def log(self, iteration, **values):
     """Writes one row of metrics.csv (columns not given, or None, stay empty); TensorBoard's scalars ten times a second."""
     self._last = {name: value for name, value in values.items() if value is not None}
-    if not distribution.leads():
+    if not replicas.leads():
       return
     row = [metric_text(iteration), *(metric_text(values.get(name)) for name in self.columns[1:])]
     self._metrics_file.write(','.join(row) + '\n')
@@ -373,7 +375,7 @@ class Run:
       UserError: the loss is NaN or infinite.
     """
     if not np.isfinite(loss):
-      last = self._checkpoints.paths() if distribution.leads() else []
+      last = self._checkpoints.paths() if replicas.leads() else []
       raise UserError(f'the loss became {loss} at iteration {iteration}: try a smaller --learning_rate, a larger batch '
                       'or another --seed; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint yet'))
     silent, self._rate = self._rate == 0, rate
@@ -391,7 +393,7 @@ class Run:
     Raises:
       UserError: a weight is not finite, or the disk cannot be written; the checkpoints before stay as they are.
     """
-    if distribution.leads():
+    if replicas.leads():
       self._checkpoints.save(self.iteration)
       self._tensorboard.flush()
 
@@ -407,7 +409,7 @@ class Run:
     Raises:
       UserError: a weight is not finite.
     """
-    if not distribution.leads():
+    if not replicas.leads():
       return
     signs = list(dict.fromkeys([*signs, *signs_of_death(self._rate)]))
     files.check_finite(weights, f'at the end of the run; {self.path("final_weights.npz")} is not written')

@@ -8,11 +8,14 @@ import eprop
 from eprop import Layer, LearningSignal, broadcast_readout
 from lsnn import exp_filter
 from online import online_gradient
-from readout import LOSSES, RATE_COSTS, Result, Weights, loss_and_error, rate_cost, rate_signal
+import replicas
+from readout import LOSSES, RATE_COSTS, Before, Result, Weights, loss_and_error, rate_cost, rate_signal
 
 
 class Learner:
   """Loss and gradient of a network with a leaky readout, by e-prop or BPTT; a function with its compiled parts.
+
+  On several replicas each is given its part of the batch, and loss, gradient and rates are those of the whole batch on all.
 
   Args:
     cell: the neurons, lsnn.Neuron.
@@ -40,6 +43,7 @@ class Learner:
     self._filter = tf.function(lambda x: exp_filter(x, readout.kappa, readout.normalised), jit_compile=True)
     self._filter_back = tf.function(lambda x: exp_filter(x, readout.kappa, readout.normalised, reverse=True),
                                     jit_compile=True)
+    self._alone, self._evaluate_alone = tf.function(self._learn), tf.function(self._evaluate)
 
   def signal(self, error, feedback, rate_term):
     """The learning signal: the one place to change for somebody with another one.
@@ -54,7 +58,6 @@ class Learner:
     """
     return LearningSignal(self._filter_back(error), feedback, rate_term)                                     # (4), (28)
 
-  @tf.function
   def __call__(self, x, target, weight, weights, feedback):
     """Gradient, loss and outputs for one batch.
 
@@ -66,28 +69,50 @@ class Learner:
       feedback: B of eq. (4), [N, K]; ignored by BPTT.
 
     Returns:
-      Result.
+      Result; y is of the replica's own part of the batch.
     """
-    n_steps, n_batch, _ = x.shape
-    target = tf.broadcast_to(target, [n_steps, n_batch, weights.w_out.shape[1]])
-    if self.layer.impl == 'hardcoded':
-      return self._online(x, target, weight, weights, feedback)
-    if self.layer.impl == 'autodiff':
-      return self._autodiff(x, target, weight, weights, feedback)
-    shards, y, rate = self._simulate(x, weights)
-    task_loss, error = loss_and_error(self.readout.loss, y, target, weight)
-    z = tf.concat([self.layer.cell.spikes(run.memory) for _, run in shards], 1) if self.regularisation.kind == 'online' else None
-    rate_term = rate_signal(self.regularisation, rate, n_steps, n_batch, z)
-    signal = self.signal(error, weights.w_out if self.layer.bptt else feedback, rate_term)
-    parts = [self._backward(x, run.memory, part, weights) for (x, run), part in zip(shards, self._split_signal(signal))]
-    gradients = Weights(*(tf.add_n(part) for part in zip(*parts)))
-    return Result(gradients, task_loss, rate_cost(self.regularisation, rate, z), y, rate)
+    learn = self._alone if tf.executing_eagerly() else self._learn  # replicas cannot meet within a tf.function of its own
+    return learn(x, target, weight, Weights(*map(tf.convert_to_tensor, weights)), tf.convert_to_tensor(feedback))
 
-  @tf.function
   def evaluate(self, x, target, weight, weights):
-    """Task loss [], outputs y [T, B, K] and mean rates [N] without learning; arguments as for `__call__`."""
+    """Task loss [], outputs y [T, B, K] and mean rates [N] without learning; arguments and replicas as for `__call__`."""
+    evaluate = self._evaluate_alone if tf.executing_eagerly() else self._evaluate
+    return evaluate(x, target, weight, Weights(*map(tf.convert_to_tensor, weights)))
+
+  def _learn(self, x, target, weight, weights, feedback):
+    target = tf.broadcast_to(target, [*x.shape[:2], weights.w_out.shape[1]])
+    learn = {'adjoint': self._adjoint, 'hardcoded': self._hardcoded, 'autodiff': self._autodiff}[self.layer.impl]
+    gradients, task_loss, rate_loss, y, rate = learn(x, target, weight, weights, feedback)
+    if self.regularisation.kind == 'online':  # a sum over trials
+      gradients, task_loss, rate_loss = replicas.all_sum((gradients, task_loss, rate_loss))
+    else:
+      gradients, task_loss = replicas.all_sum((gradients, task_loss))
+    return Result(Weights(*gradients), task_loss, rate_loss, y, rate)
+
+  def _evaluate(self, x, target, weight, weights):
     _, y, rate = self._simulate(x, weights)
-    return loss_and_error(self.readout.loss, y, tf.broadcast_to(target, y.shape), weight)[0], y, rate
+    loss = loss_and_error(self.readout.loss, y, tf.broadcast_to(target, y.shape), weight)[0]
+    return replicas.all_sum(loss), y, self._of_batch(rate, x)[0]
+
+  def _of_batch(self, rate, x):
+    """What concerns other replicas' trials.
+
+    Args:
+      rate: of the own trials, [N].
+      x: inputs of these [T, B, I].
+
+    Returns:
+      Mean rate of all trials [N]; their number; Before.
+    """
+    n_trials = tf.constant(x.shape[1], rate.dtype)
+    all_rates, k = replicas.in_order(tf.concat([rate * n_trials, n_trials[None]], 0))
+    total, before = tf.reduce_sum(all_rates, 0), tf.reduce_sum(all_rates[:k], 0)
+    return total[:-1] / total[-1], total[-1], Before(before[:-1] * x.shape[0], before[-1])
+
+  def _later(self, change):
+    """Sum of [N] over the replicas with later trials."""
+    of_all, k = replicas.in_order(change)
+    return tf.reduce_sum(of_all[k + 1:], 0)
 
   def _split(self, array):
     n_batch = array.shape[1]
@@ -109,6 +134,34 @@ class Learner:
     y = self._filter(tf.concat([run.z for _, run in shards], 1))
     return shards, y, tf.add_n([run.rate * (part.shape[1] / x.shape[1]) for part, run in shards])
 
+  def _adjoint(self, x, target, weight, weights, feedback):
+    shards, y, rate = self._simulate(x, weights)
+    rate, n_trials, before = self._of_batch(rate, x)
+    task_loss, error = loss_and_error(self.readout.loss, y, target, weight)
+    z, online = None, self.regularisation.kind == 'online'
+    if online:
+      z = tf.concat([self.layer.cell.spikes(run.memory) for _, run in shards], 1)
+    rate_term = rate_signal(self.regularisation, rate, x.shape[0], n_trials, z, before)
+    if online:
+      rate_term += self._later(rate_term[0, 0])
+    signal = self.signal(error, weights.w_out if self.layer.bptt else feedback, rate_term)
+    parts = [self._backward(x, run.memory, part, weights) for (x, run), part in zip(shards, self._split_signal(signal))]
+    gradients = tuple(tf.add_n(part) for part in zip(*parts))
+    return gradients, task_loss, rate_cost(self.regularisation, rate, z, before), y, rate
+
+  def _hardcoded(self, x, target, weight, weights, feedback):
+    before, online = None, self.regularisation.kind == 'online'
+    if online:  # the number of spikes in other replicas' trials must be known first
+      before = self._of_batch(self._simulate(x, weights)[2], x)[2]
+    run = self._online(x, target, weight, weights, feedback, before)
+    rate, n_trials, _ = self._of_batch(run.count / (x.shape[0] * x.shape[1]), x)
+    if online:
+      factor, rate_loss = self._later(run.change), run.rate_loss
+    else:
+      factor = rate_signal(self.regularisation, rate, x.shape[0], n_trials)
+      rate_loss = rate_cost(self.regularisation, rate)
+    return run.gradients(x.shape[2], factor), run.task_loss, rate_loss, run.y, rate
+
   def _backward_shard(self, x, memory, signal, weights):
     gradient = self.layer.gradient(x, eprop.Weights(weights.w_in, weights.w_rec), memory, signal)
     return (*gradient.weights, gradient.w_read)
@@ -122,7 +175,11 @@ class Learner:
       z_bar = exp_filter(run.z, self.readout.kappa, self.readout.normalised)
       y = z_bar @ weights.w_out if bptt else broadcast_readout(z_bar, weights.w_out, feedback)
       task_loss, _ = loss_and_error(self.readout.loss, y, target, weight)
-      rate = tf.reduce_mean(run.z, [0, 1])
-      rate_loss = rate_cost(self.regularisation, rate, run.z)
-      loss = task_loss + rate_loss
-    return Result(Weights(*tape.gradient(loss, weights)), task_loss, rate_loss, y, rate)
+    rate, n_trials, before = self._of_batch(tf.reduce_mean(run.z, [0, 1]), x)
+    with tf.GradientTape() as of_rates:
+      of_rates.watch((run.z, rate, before.count))
+      rate_loss = rate_cost(self.regularisation, rate, run.z, before)
+    by_z, by_rate, by_count = of_rates.gradient(rate_loss, (run.z, rate, before.count), unconnected_gradients='zero')
+    by_z += by_rate / (n_trials * x.shape[0]) + self._later(by_count)
+    gradients = tape.gradient((task_loss, run.z), weights, output_gradients=(tf.ones_like(task_loss), by_z))
+    return gradients, task_loss, rate_loss, y, rate

@@ -71,21 +71,39 @@ def loss_and_error(kind, y, target, weight):
   raise ValueError(f"loss must be 'cross_entropy' or 'squared_error', got {kind!r}")
 
 
-def running_rate(z):
-  """Mean rate so far, the B trials laid end to end. z: [T, B, N]; returns [T, B, N], spikes per step."""
+class Before(NamedTuple):
+  """What other replicas have of the trials that come before one's own, for the rate cost 'online'."""
+  count: tf.Tensor     # [N] spikes
+  n_trials: tf.Tensor  # []
+
+
+def running_rate(z, before=None):
+  """Mean rate so far, the B trials laid end to end, and the number of steps so far.
+
+  Args:
+    z: [T, B, N].
+    before: Before, default no trials.
+
+  Returns:
+    [T, B, N], spikes per step; [T, B, 1].
+  """
   n_steps, n_batch, n = z.shape
-  sequence = tf.reshape(tf.transpose(z, [1, 0, 2]), [n_batch * n_steps, n])
+  sequence = tf.cumsum(tf.reshape(tf.transpose(z, [1, 0, 2]), [n_batch * n_steps, n]))
   seen = tf.range(1, n_batch * n_steps + 1, dtype=z.dtype)[:, None]
-  return tf.transpose(tf.reshape(tf.cumsum(sequence) / seen, [n_batch, n_steps, n]), [1, 0, 2])
+  if before is not None:
+    sequence, seen = sequence + before.count, seen + before.n_trials * n_steps
+  in_trials = lambda array: tf.transpose(tf.reshape(array, [n_batch, n_steps, -1]), [1, 0, 2])
+  return in_trials(sequence / seen), in_trials(seen)
 
 
-def rate_cost(regularisation, rate, z=None):
+def rate_cost(regularisation, rate, z=None, before=None):
   """Cost of the firing rates.
 
   Args:
     regularisation: RateCost.
     rate: mean rate [N], spikes per step.
     z: spikes [T, B, N], needed by 'online'.
+    before: Before, for 'online'.
 
   Returns:
     Loss [].
@@ -93,15 +111,15 @@ def rate_cost(regularisation, rate, z=None):
   if regularisation.kind == 'simple':
     return regularisation.cost * tf.reduce_sum((rate - regularisation.target) ** 2)
   if regularisation.kind == 'online':
-    return regularisation.cost / z.shape[0] * tf.reduce_sum((running_rate(z) - regularisation.target) ** 2)
+    return regularisation.cost / z.shape[0] * tf.reduce_sum((running_rate(z, before)[0] - regularisation.target) ** 2)
   raise ValueError(f"rate regularisation must be 'simple' or 'online', got {regularisation.kind!r}")
 
 
-def rate_signal(regularisation, rate, n_steps, n_batch, z=None):
+def rate_signal(regularisation, rate, n_steps, n_batch, z=None, before=None):
   """d rate_cost / dz, the learning signal that acts on the unfiltered eligibility traces.
 
   Args:
-    regularisation, rate, z: as for `rate_cost`.
+    regularisation, rate, z, before: as for `rate_cost`.
     n_steps, n_batch: T and B.
 
   Returns:
@@ -110,10 +128,10 @@ def rate_signal(regularisation, rate, n_steps, n_batch, z=None):
   cost, target, kind = regularisation
   if kind == 'simple':
     return 2 * cost * (rate - target) / (n_batch * n_steps)
-  steps_so_far = tf.reshape(tf.range(1, n_batch * n_steps + 1, dtype=z.dtype), [n_batch, n_steps, 1])
-  change = tf.transpose(2 * cost / n_steps * (running_rate(z) - target), [1, 0, 2]) / steps_so_far
-  later = tf.cumsum(tf.reshape(change, [n_batch * n_steps, -1]), reverse=True)
-  return tf.transpose(tf.reshape(later, [n_batch, n_steps, -1]), [1, 0, 2])
+  rate_so_far, steps_so_far = running_rate(z, before)
+  change = tf.transpose(2 * cost / n_steps * (rate_so_far - target) / steps_so_far, [1, 0, 2])
+  later = tf.cumsum(tf.reshape(change, [z.shape[1] * n_steps, -1]), reverse=True)
+  return tf.transpose(tf.reshape(later, [z.shape[1], n_steps, -1]), [1, 0, 2])
 
 
 @keras.saving.register_keras_serializable('eprop')

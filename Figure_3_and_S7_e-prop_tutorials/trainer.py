@@ -5,6 +5,7 @@ import tensorflow as tf
 import eprop
 from learner import Learner
 from readout import Weights
+import replicas
 
 
 def apply_gradients(optimizer, gradients, weights, adaptive_feedback=None, readout_decay=0.0):
@@ -19,9 +20,9 @@ def apply_gradients(optimizer, gradients, weights, adaptive_feedback=None, reado
     readout_decay: decay of w_out and B per update, see eprop.kolen_pollack.
   """
   if adaptive_feedback is None:
-    optimizer.apply(gradients, weights)
+    replicas.apply(optimizer, gradients, weights)
     return
-  optimizer.apply((*gradients, gradients.w_out), (*weights, adaptive_feedback))
+  replicas.apply(optimizer, (*gradients, gradients.w_out), (*weights, adaptive_feedback))
   eprop.kolen_pollack(weights.w_out, adaptive_feedback, readout_decay)
 
 
@@ -60,6 +61,7 @@ class Trainer:
     self._adaptive_feedback = self.feedback if feedback == 'adaptive' and not learner.layer.bptt else None
     self.loss_weight = tf.constant(task.loss_weight(task.n_steps, task.n_batch), self._dtype)
     optimizer.build([*self.weights] + ([] if self._adaptive_feedback is None else [self._adaptive_feedback]))
+    self._update, self._cosines, self._evaluate = map(replicas.function, (self._update_by, self._cosines_by, self._evaluate_by))
 
   def variables(self):
     """All that a resumed run needs to go on, a dict."""
@@ -76,26 +78,36 @@ class Trainer:
     x, target = self.task.batch(stream, k)
     return x, np.ascontiguousarray(target, self._dtype)
 
-  @tf.function
   def update(self, x, target):
     """One update of the weights; the Result from before it."""
+    return self._update(*self._parts(x, target))
+
+  def gradient_angle(self, x, target):
+    """Cosine between the gradient in use and that of BPTT, dict of cos_bptt_w_in, cos_bptt_w_rec, cos_bptt_w_out."""
+    return {f'cos_bptt_{name}': float(cosine) for name, cosine in zip(Weights._fields, self._cosines(*self._parts(x, target)))}
+
+  def evaluate(self, x, target):
+    """Outputs y [T, B, K] and mean rate of all neurons, spikes per step."""
+    y, rate = self._evaluate(*self._parts(x, target))
+    return y.numpy(), float(tf.reduce_mean(rate))
+
+  @staticmethod
+  def _parts(x, target):
+    """A batch as the functions that follow take it, which each replica calls for its part."""
+    return replicas.each(x.shape[1], lambda part: (x[:, part], target[:, part]))
+
+  def _update_by(self, x, target):
     result = self.learner(x, target, self.loss_weight, self.weights, self.feedback)
     apply_gradients(self._optimizer, result.gradients, self.weights, self._adaptive_feedback, self._readout_decay)
     if self._rewiring:
       self._rewiring.apply(self.weights[:2], self._optimizer.iterations)
-    return result
+    return result._replace(y=replicas.whole(result.y, self.task.n_batch, 1))
 
-  @tf.function
-  def _cosines(self, x, target):
+  def _cosines_by(self, x, target):
     gradients, of_bptt = (rule(x, target, self.loss_weight, self.weights, self.feedback).gradients
                           for rule in (self.learner, self._bptt))
     return [eprop.cosine(a, b) for a, b in zip(gradients, of_bptt)]
 
-  def gradient_angle(self, x, target):
-    """Cosine between the gradient in use and that of BPTT, dict of cos_bptt_w_in, cos_bptt_w_rec, cos_bptt_w_out."""
-    return {f'cos_bptt_{name}': float(cosine) for name, cosine in zip(Weights._fields, self._cosines(x, target))}
-
-  def evaluate(self, x, target):
-    """Outputs y [T, B, K] and mean rate of all neurons, spikes per step."""
+  def _evaluate_by(self, x, target):
     _, y, rate = self.learner.evaluate(x, target, self.loss_weight, self.weights)
-    return y.numpy(), float(tf.reduce_mean(rate))
+    return replicas.whole(y, self.task.n_batch, 1), rate

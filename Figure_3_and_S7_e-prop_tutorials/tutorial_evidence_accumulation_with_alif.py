@@ -22,6 +22,7 @@ from learner import Learner
 from lsnn import ALIF, exp_decay, exp_filter
 import plots
 import reference
+import replicas
 from readout import RateCost, Readout
 from rewiring import Rewiring
 from tasks import EvidenceAccumulation
@@ -151,7 +152,7 @@ def train(run, trainer, validation_error, exported):
     angle = {}
     if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
       angle = trainer.gradient_angle(x, target)
-    before = reference.snapshot(trainer.weights, trainer.feedback) if iteration in exported else None
+    before = reference.snapshot(trainer.weights, trainer.feedback) if iteration in exported and replicas.leads() else None
     result = trainer.update(x, target)
     if before:
       reference.export(run.path(f'reference_{iteration}.npz'), iteration, trainer.learner, x, target, trainer.loss_weight, before,
@@ -163,14 +164,14 @@ def train(run, trainer, validation_error, exported):
     validated = trainer.task.fresh and iteration % FLAGS.validate_every == 0
     if validated:
       validation_error.assign(mean_error(trainer, 'validation', iteration, 1))
-    if validation_error < FLAGS.stop_crit:
+    if validation_error.numpy() < FLAGS.stop_crit:
       confirmation_error = mean_error(trainer, 'confirmation', N_CONFIRMATION_BATCHES * iteration, N_CONFIRMATION_BATCHES)
       if confirmation_error < FLAGS.stop_crit:
         run.stop()
     run.log(iteration, train_loss=train_loss, rate_loss=rate_loss, train_error=trainer.task.error(result.y.numpy(), target),
-            rate_hz=rate_hz, validation_error=float(validation_error) if validated else None,
+            rate_hz=rate_hz, validation_error=float(validation_error.numpy()) if validated else None,
             confirmation_error=confirmation_error, **angle)
-    if FLAGS.do_plot and iteration % FLAGS.plot_every == 0:
+    if FLAGS.do_plot and iteration % FLAGS.plot_every == 0 and replicas.leads():
       draw(run, trainer)
   data.close()
 
@@ -232,6 +233,9 @@ def finish(run, trainer):
   """The test after training, the figures, the closing lines."""
   task = trainer.task
   test_error = mean_error(trainer, 'test', 0, N_TEST_BATCHES if task.fresh else 1)
+  y, rate = trainer.evaluate(*trainer.batch('test', 0))
+  if not replicas.leads():
+    return
   tested_on = f'{N_TEST_BATCHES * task.n_batch} other trials' if task.fresh else 'the given inputs'
   lines = closing_lines(run.iteration, run.stopped, test_error, tested_on)
   if FLAGS.do_plot:
@@ -239,7 +243,6 @@ def finish(run, trainer):
     plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'), 'train_error', 'wrong decisions',
                          FLAGS.stop_crit)
     lines.append(f'figure:     {run.path("figure.png")}')
-  y, rate = trainer.evaluate(*trainer.batch('test', 0))
   summary = dict(test_error=test_error, criterion_reached=run.stopped, stop_crit=FLAGS.stop_crit)
   run.finish(trainer.final_weights(), summary, lines, experiment.signs_of_death(rate, y))
 
@@ -249,7 +252,7 @@ def main():
   check_flags()
   tf.debugging.set_log_device_placement(FLAGS.device_placement)
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, not FLAGS.eprop, FLAGS.n_iter)
-  with experiment.device():
+  with experiment.devices():
     trainer = make_trainer()
     validation_error = tf.Variable(1.0, dtype=tf.float64)
     run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS,

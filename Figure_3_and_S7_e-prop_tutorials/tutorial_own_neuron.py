@@ -26,6 +26,7 @@ from gradient_check import gradient_errors
 from learner import Learner
 from lsnn import Neuron, exp_decay, spike
 from readout import RateCost, Readout
+import replicas
 from tasks import PatternGeneration
 from trainer import Trainer, random_weights
 
@@ -121,7 +122,7 @@ def draw(run, trainer, y):
 
 
 def main():
-  with experiment.device():
+  with experiment.devices():
     errors = gradient_errors(CurrentBasedNeuron(20, dtype='float64'))
     print('gradient against autodiff, largest relative difference: ' + ', '.join(f'{k} {v:.1g}' for k, v in errors.items()))
     if not max(errors.values()) < TOLERANCE:
@@ -132,7 +133,8 @@ def main():
     x, target = trainer.batch('test', 0)
     y, rate = trainer.evaluate(x, target)
     nmse = trainer.task.error(y, target)
-    draw(run, trainer, y)
+    if replicas.leads():
+      draw(run, trainer, y)
     run.finish(trainer.final_weights(), dict(nmse=nmse, gradient_errors=errors), [
         f'normalised mean squared error: {nmse:.4f} after {run.iteration} iterations',
         'published:  not in the paper', f'figure:     {run.path("figure.png")}'], experiment.signs_of_death(rate, y))

@@ -22,6 +22,7 @@ from learner import Learner
 from lsnn import LIF, exp_decay
 import plots
 import reference
+import replicas
 from readout import RateCost, Readout, Weights
 from tasks import PatternGeneration
 from trainer import Trainer, random_weights
@@ -138,7 +139,7 @@ def train(run, trainer, exported):
     angle = {}
     if FLAGS.log_gradient_angle and iteration % FLAGS.gradient_angle_every == 0:
       angle = trainer.gradient_angle(x, target)
-    before = reference.snapshot(trainer.weights, trainer.feedback) if iteration in exported else None
+    before = reference.snapshot(trainer.weights, trainer.feedback) if iteration in exported and replicas.leads() else None
     result = trainer.update(x, target)
     if before:
       reference.export(run.path(f'reference_{iteration}.npz'), iteration, trainer.learner, x, target, trainer.loss_weight, before,
@@ -149,7 +150,9 @@ def train(run, trainer, exported):
     run.log(iteration, train_loss=train_loss, rate_loss=rate_loss, nmse=trainer.task.error(result.y.numpy(), target),
             rate_hz=rate_hz, **angle)
     if FLAGS.do_plot and iteration % FLAGS.plot_every == 0 and iteration < FLAGS.n_iter:
-      draw(run, trainer, trainer.evaluate(x, target)[0])
+      y = trainer.evaluate(x, target)[0]
+      if replicas.leads():
+        draw(run, trainer, y)
 
 
 @tf.function(jit_compile=True)
@@ -192,6 +195,8 @@ def finish(run, trainer):
   """The error after training, the figure, the closing lines."""
   x, target = trainer.batch('test', 0)
   y, rate = trainer.evaluate(x, target)
+  if not replicas.leads():
+    return
   nmse = trainer.task.error(y, target)
   lines = [f'normalised mean squared error: {nmse:.4f} after {run.iteration} iterations', 'published:  not available']
   if FLAGS.do_plot:
@@ -210,7 +215,7 @@ def main():
     raise UserError('--log_gradient_angle compares e-prop with BPTT: it needs --eprop_or_bptt=eprop')
   is_bptt = FLAGS.eprop_or_bptt == 'bptt'
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, is_bptt, FLAGS.n_iter)
-  with experiment.device():
+  with experiment.devices():
     trainer = make_trainer()
     run = experiment.Run('tutorial_pattern_generation', COLUMNS, trainer.variables(), FREE_FLAGS)
     train(run, trainer, exported)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import distribution
+import replicas
 from files import UserError
 
 PROGRAM = '''
@@ -28,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 import distribution
+import replicas
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
@@ -43,20 +45,20 @@ def train():
   optimizer.build([w])
   product = tf.function(lambda x, w: tf.matmul(x, x @ w, transpose_a=True), jit_compile=True)
 
-  @distribution.function
+  @replicas.function
   def update(x):
-    gradient, n = distribution.all_sum((product(x, tf.convert_to_tensor(w)), tf.constant(len(x), tf.float64)))
-    rows, k = distribution.in_order(tf.reduce_sum(x))
-    distribution.apply(optimizer, [gradient], [w])
+    gradient, n = replicas.all_sum((product(x, tf.convert_to_tensor(w)), tf.constant(len(x), tf.float64)))
+    rows, k = replicas.in_order(tf.reduce_sum(x))
+    replicas.apply(optimizer, [gradient], [w])
     return tf.reduce_sum(gradient ** 2), n, tf.cumsum(rows)[-1]
 
   run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), {{'w': w, **{{f'o{{k}}': v.value for k, v in enumerate(optimizer.variables)}}}})
   for iteration in run.iterations(FLAGS.n_iter, 1):
     time.sleep(FLAGS.wait)
-    if distribution.leads() == (FLAGS.fails == 0) and FLAGS.fails >= 0:
+    if replicas.leads() == (FLAGS.fails == 0) and FLAGS.fails >= 0:
       raise experiment.UserError('this one fails')
-    loss, n, total = update(distribution.each(7, lambda part: BATCH[part]))
-    [seven], [one] = distribution.total([np.float32([7]), np.array([distribution.leads()])])
+    loss, n, total = update(replicas.each(7, lambda part: BATCH[part]))
+    [seven], [one] = replicas.total([np.float32([7]), np.array([replicas.leads()])])
     run.log(iteration, loss=loss, n=n, sum=total, total=seven)
     assert one == 1
   run.finish(dict(w=w.numpy()), {{}}, ['done'])
