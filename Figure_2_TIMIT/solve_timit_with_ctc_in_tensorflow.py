@@ -24,17 +24,17 @@ flags.adopt_module_key_flags(neurons)
 
 # Network
 flags.DEFINE_enum('model', 'lstm', ['lstm', 'lsnn'], 'the network')
-flags.DEFINE_integer('n_layer', 3, 'layers', lower_bound=1)
-flags.DEFINE_integer('n_neuron', None, 'cells or neurons per layer and direction; default 250 (lstm), 800 (lsnn)', lower_bound=1)
+flags.DEFINE_integer('n_layer', 3, 'layers', 1, 100)
+flags.DEFINE_integer('n_neuron', None, 'cells or neurons per layer and direction; default 250 (lstm), 800 (lsnn)', 1, 10 ** 5)
 flags.DEFINE_float('n_split', 0.1, 'lsnn: share of LIF neurons, the others are ALIF', 0.0, 1.0)
-flags.DEFINE_integer('n_repeat', 5, 'lsnn: network steps per frame', lower_bound=1)
+flags.DEFINE_integer('n_repeat', 5, 'lsnn: network steps per frame', 1, 1000)
 flags.DEFINE_float('init_scale', 0.1, 'lstm: bound of uniform initial weights; 0: Glorot-uniform', lower_bound=0.0)
 flags.DEFINE_bool('peephole', True, 'lstm: peepholes, with BPTT')
 flags.DEFINE_bool('loss_from_all_layers', False, 'with BPTT: read out from all layers, as e-prop does, else from the last')
 # Learning
-flags.DEFINE_float('tau_out', 3.0, 'lsnn: time constant of the readout [ms]')
+flags.DEFINE_float('tau_out', 3.0, 'lsnn: time constant of the readout [ms]', 1e-3, 1e6)
 flags.DEFINE_float('reg', 0.0, 'lsnn: strength of the rate regularisation', lower_bound=0.0)
-flags.DEFINE_float('reg_rate', 10.0, 'lsnn: target rate [Hz]', lower_bound=0.0)
+flags.DEFINE_float('reg_rate', 10.0, 'lsnn: target rate [Hz]', 0.0, 1e6)
 flags.DEFINE_enum('reg_over', 'batch', RATE_OVER, 'lsnn: mean rates of the regularisation: over all steps of the padded batch, as '
                   'published, or over the utterances alone')
 flags.DEFINE_enum('optimizer', 'adam', ['adam', 'sgd', 'rmsprop'], 'optimizer; sgd has momentum')

@@ -29,24 +29,24 @@ PRESETS = {
     'fast': dict(batch=8, batch_order='length', reg=20.0, reg_rate=20.0, n_epochs=3, lr_decay_every=924)}
 flags.DEFINE_enum('preset', 'published', list(PRESETS), 'fast: three epochs in batches of 8, firing rates of 20 Hz')
 # Network
-flags.DEFINE_integer('n_layer', 1, 'layers', lower_bound=1)
-flags.DEFINE_integer('n_regular', 300, 'LIF neurons per layer and direction', lower_bound=0)
-flags.DEFINE_integer('n_adaptive', 100, 'ALIF neurons per layer and direction', lower_bound=0)
-flags.DEFINE_integer('n_repeat', 5, 'network steps per frame', lower_bound=1)
+flags.DEFINE_integer('n_layer', 1, 'layers', 1, 100)
+flags.DEFINE_integer('n_regular', 300, 'LIF neurons per layer and direction', 0, 10 ** 5)
+flags.DEFINE_integer('n_adaptive', 100, 'ALIF neurons per layer and direction', 0, 10 ** 5)
+flags.DEFINE_integer('n_repeat', 5, 'network steps per frame', 1, 1000)
 flags.DEFINE_bool('rec', True, 'recurrent weights')
 # Readout and learning
-flags.DEFINE_float('tau_out', 3.0, 'time constant of the readout [frames]')
+flags.DEFINE_float('tau_out', 3.0, 'time constant of the readout [frames]', 1e-3, 1e6)
 flags.DEFINE_bool('psp_out', True, 'filter the outputs')
 flags.DEFINE_bool('readout_bias', True, 'bias at the readout')
 flags.DEFINE_bool('loss_from_all_layers', True, 'read out from all layers, else from the last')
 flags.DEFINE_bool('BAglobal', False, 'uniform feedback, which a softmax readout turns into none: a null control')
 flags.DEFINE_bool('cell_train', True, 'train the network, not only the readout')
 flags.DEFINE_float('reg', 50.0, 'strength of the rate regularisation', lower_bound=0.0)
-flags.DEFINE_float('reg_rate', 10.0, 'target rate [Hz]', lower_bound=0.0)
+flags.DEFINE_float('reg_rate', 10.0, 'target rate [Hz]', 0.0, 1e6)
 flags.DEFINE_enum('reg_over', 'batch', RATE_OVER, 'mean rates of the regularisation: over all steps of the padded batch, as '
                   'published, or over the utterances alone')
 flags.DEFINE_bool('ramping_learning_rate', True, 'let the learning rate rise over the first 100 updates')
-flags.DEFINE_integer('truncT', -1, 'frames of the random window to which each batch is cropped; -1: whole utterances')
+flags.DEFINE_integer('truncT', -1, 'frames of the random window to which each batch is cropped; -1: whole utterances', lower_bound=-1)
 
 
 def main():

@@ -18,8 +18,8 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(experiment)
 flags.adopt_module_key_flags(training)
 
-flags.DEFINE_integer('n_lstm', 200, 'LSTM cells per direction', lower_bound=1)
-flags.DEFINE_integer('n_layer', 1, 'layers', lower_bound=1)
+flags.DEFINE_integer('n_lstm', 200, 'LSTM cells per direction', 1, 10 ** 5)
+flags.DEFINE_integer('n_layer', 1, 'layers', 1, 100)
 flags.DEFINE_float('init_scale', 0.0, 'bound of uniform initial weights; 0: Glorot-uniform', lower_bound=0.0)
 flags.DEFINE_bool('lstm', True, 'published flag without effect: the cells are LSTM cells')
 FLAGS.set_default('n_epochs', 30)

@@ -46,7 +46,7 @@ COSTS = ('wall_time_s', 'peak_memory_mb')
 
 flags.DEFINE_enum('task', 'evidence_accumulation', list(TASKS), 'which tutorial')
 flags.DEFINE_integer('n_iter', None, 'largest number of iterations; default 600 (evidence) or 2000 (pattern)', lower_bound=1)
-flags.DEFINE_integer('n_batch', None, 'trials per iteration; default: the tutorial\'s', lower_bound=1)
+flags.DEFINE_integer('n_batch', None, 'trials per iteration; default: the tutorial\'s', 1, 10 ** 5)
 
 
 def rows_of(job, rule, seed, columns, results):

@@ -75,18 +75,30 @@ def advice():
   return _advice[0]()
 
 
+def parse(argv):
+  """Gives the flags the values of a command line.
+
+  Raises:
+    UserError: there is no such flag or value.
+  """
+  try:
+    rest = FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(error) from None
+  if len(rest) > 1:
+    raise UserError(f'unexpected argument {rest[1]!r}')
+  _check_flags()
+  return rest
+
+
 def run_app(main):
   """Parses the flags and calls main(); what the user can mend ends with one line on stderr and exit code 2."""
 
-  def parse(argv):
+  def parse_or_fail(argv):
     try:
-      rest = FLAGS(argv)
-      if len(rest) > 1:
-        raise flags.Error(f'unexpected argument {rest[1]!r}')
-      check_flags()
-    except (flags.Error, UserError) as error:
+      return parse(argv)
+    except UserError as error:
       _fail(error)
-    return rest
 
   def guarded(_):
     logging.set_verbosity(logging.WARNING)
@@ -108,7 +120,7 @@ def run_app(main):
 
   sys.stdout, sys.stderr = machine.SturdyStream(sys.stdout), machine.SturdyStream(sys.stderr)
   asks_for_help = any(argument.lstrip('-').startswith('help') for argument in sys.argv[1:])
-  app.run(guarded, **({} if asks_for_help else {'flags_parser': parse}))
+  app.run(guarded, **({} if asks_for_help else {'flags_parser': parse_or_fail}))
 
 
 def _fail(error, code=2):
@@ -116,12 +128,8 @@ def _fail(error, code=2):
   sys.exit(code)
 
 
-def check_flags():
-  """Refuses what the parsers of single flags let pass.
-
-  Raises:
-    UserError: a number is not finite or too large, or --run_name is no name of a folder.
-  """
+def _check_flags():
+  """Refuses what the parsers of single flags let pass: numbers that are not finite or too large, names of no folder."""
   for name in FLAGS:
     value, help_text = FLAGS[name].value, FLAGS[name].parser.syntactic_help or 'a number'
     if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # NaN is not, either
