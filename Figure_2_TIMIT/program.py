@@ -22,8 +22,6 @@ import machine  # noqa: E402
 
 machine.open_missing_streams()
 
-import math  # noqa: E402
-
 from absl import app  # noqa: E402
 from absl import flags  # noqa: E402
 from absl import logging  # noqa: E402

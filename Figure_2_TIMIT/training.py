@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from batches import crop, epoch_batches, make_batch
+import checkpoints
 from classifier import Classifier, REVERSE
 import data
 from evaluation import Evaluator, report
@@ -198,7 +199,7 @@ class Best:
 def test_only(script, network, settings, corpus):
   """Evaluates the weights in --checkpoint."""
   classifier, n_phones = build(network, settings, corpus)
-  experiment.restore(classifier.named_variables(), FLAGS.checkpoint)
+  checkpoints.restore(classifier.named_variables(), FLAGS.checkpoint)
   folder = os.path.join(FLAGS.result_dir, script, 'evaluation_' + os.path.basename(FLAGS.checkpoint).removesuffix('.npz'))
   os.makedirs(folder, exist_ok=True)
   lines, summary, signs = report(folder, Evaluator(classifier, n_phones, FLAGS.test_batch), corpus, FLAGS.plot)
@@ -230,7 +231,7 @@ def train(script, network, settings, corpus, optimizer='adam', ramp=0, decay_in_
   optimizer = make_optimizer(optimizer, classifier.learning(classifier.variables))
   weights = classifier.named_variables()
   if FLAGS.load:
-    experiment.restore(weights, FLAGS.load)
+    checkpoints.restore(weights, FLAGS.load)
   best = Best(weights)
   state = {f'optimizer_{k}': v.value for k, v in enumerate(optimizer.variables)}
   run = experiment.Run(script, COLUMNS, dict(weights, **best.variables, **state), FREE_FLAGS, corpus.identity)

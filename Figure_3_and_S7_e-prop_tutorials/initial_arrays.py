@@ -1,7 +1,7 @@
 """Where a run starts from: arrays of --init_from, so that another simulator's run can be repeated number by number."""
 import numpy as np
 
-from experiment import load_npz
+from checkpoints import load_npz
 from files import UserError
 from tasks import GivenTrials
 

@@ -16,6 +16,7 @@ from absl import flags
 import tensorflow as tf
 
 from agent import by_name
+import checkpoints
 import configuration
 import files
 import playing
@@ -34,7 +35,7 @@ def evaluate():
   agent = configuration.make_agent(environment.n_actions)
   weights = tf.nest.map_structure(tf.Variable, agent.initial_weights(experiment.rng('weights')))
   if FLAGS.mode == 'eval':
-    experiment.restore(by_name(weights), FLAGS.checkpoint)
+    checkpoints.restore(by_name(weights), FLAGS.checkpoint)
   else:
     training.assign(weights.policy, map(tf.zeros_like, weights.policy))
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or ('chance' if FLAGS.mode == 'chance' else 'evaluation'))

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from actor_critic import Costs, Losses, episode_mask
 from agent import by_name
+import checkpoints
 import configuration
 import files
 from experiment import rng
@@ -208,12 +209,12 @@ def initial_weights(agent):
   weights = tf.nest.map_structure(tf.Variable, agent.initial_weights(rng('weights')))
   frames = 0
   if FLAGS.restore_from:
-    experiment.restore(by_name(weights), FLAGS.restore_from)
+    checkpoints.restore(by_name(weights), FLAGS.restore_from)
     if FLAGS.resume_max_episode_len:
-      frames = int(experiment.load_npz(FLAGS.restore_from, [], ['frames']).get('frames', 0))
+      frames = int(checkpoints.load_npz(FLAGS.restore_from, [], ['frames']).get('frames', 0))
   if FLAGS.restore_cnn_from:
     of_layers = {name: w for name, w in by_name(weights).items() if name in ('conv1', 'bias1', 'conv2', 'bias2')}
-    experiment.restore(of_layers, FLAGS.restore_cnn_from)
+    checkpoints.restore(of_layers, FLAGS.restore_cnn_from)
   return weights, frames
 
 

@@ -327,16 +327,16 @@ def test_numerical_verification(tmp_path, script):
   assert list(tmp_path.rglob('*.png'))
 
 
-SHARED = ('lsnn', 'eprop', 'files', 'machine', 'program', 'drawing', 'experiment', 'comparison')
+SHARED = ('lsnn', 'eprop', 'files', 'machine', 'program', 'drawing', 'experiment', 'checkpoints', 'comparison', 'distribution', 'replicas')
 
 
 def test_shared_files_are_the_same_in_all_folders():
-  """Mend with: for d in Figure_2_TIMIT Figure_4_and_5_ATARI; do cp Figure_3*/{lsnn,eprop,files,machine,program,drawing,experiment,comparison}.py $d; done"""
+  """Mend with: for d in Figure_2_TIMIT Figure_4_and_5_ATARI; do cp Figure_3*/{lsnn,eprop,files,machine,program,drawing,experiment,checkpoints,comparison,distribution,replicas}.py $d; done"""
   folders = [folder for folder in ROOT.glob('Figure_*') if folder.is_dir()]
   assert FOLDER in folders
   for name in SHARED:
     assert len({(folder / f'{name}.py').read_bytes() for folder in folders}) == 1, name
   # No folder has a copy of another file of the same name that this list does not know of.
   names = [{path.stem for path in folder.glob('*.py')} for folder in folders]
-  own = {'compare_learning_rules', 'plots'}
+  own = {'compare_learning_rules', 'plots', 'training'}
   assert {name for k, of in enumerate(names) for name in of if any(name in other for other in names[:k])} == set(SHARED) | own

@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 import experiment
 import program
 from absl import flags
+import checkpoints
 import numpy as np
 import tensorflow as tf
 
@@ -30,7 +31,7 @@ def main():
   with experiment.device():
     weights = dict(w_in=tf.Variable(np.zeros((FLAGS.n_in, 2)), dtype=FLAGS.dtype), count=tf.Variable(0))
     if FLAGS.init_from:
-      experiment.restore(dict(w_in=weights['w_in']), FLAGS.init_from)
+      checkpoints.restore(dict(w_in=weights['w_in']), FLAGS.init_from)
     run = experiment.Run('toy', ('loss', 'error'), weights, ('n_iter', 'sleep', 'step', 'data'), dict(digest=FLAGS.data))
     for iteration in run.iterations(FLAGS.n_iter, 10):
       time.sleep(FLAGS.sleep)
