@@ -24,7 +24,8 @@ def measure(corpus, flags):
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *command, f'--result_dir={folder}'], cwd=FOLDER, check=True)
     seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    size = lambda name: round(sum(path.stat().st_size for path in pathlib.Path(folder, name).rglob('*') if path.is_file()) / 1e6)
+    files = lambda name: [path for path in pathlib.Path(folder, name).rglob('*') if path.is_file()]
+    size = lambda name: round(sum(path.stat().st_size for path in files(name)) / 1e6)
     metadata = json.loads(pathlib.Path(folder, 'timit_processed', f'{corpus}_fbank', 'metadata.json').read_text())
     return dict(command=' '.join(part for part in command if not part.startswith('--data_path')), seconds=round(seconds),
                 processor_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),

@@ -1,4 +1,5 @@
 """Speech data that is not as it should be: sample formats, annotations, links, folders that are replaced, damaged files."""
+# ruff: noqa: F811
 import os
 import pathlib
 import shutil
@@ -117,7 +118,8 @@ def shifted(by):
     (lambda x: x[1:], 'line 1: the segment starts'), (lambda x: [*x[:5], *x[9:]], 'line 6: .* no segment covers'),
     (lambda x: [*x[:7], *x[8:]], 'line 8: .* no segment covers'), (lambda x: [*x[:7], x[6], *x[7:]], 'overlapping'),
     (lambda x: [*x[:3], '9' * 5000 + ' 9 h#', *x[3:]], 'line 4: .* is not `start end phone`'),
-], ids=['/ 160', '/ 2', '* 2', 'late', 'a little late', 'six lines', 'no last', 'no first', 'gap', 'one missing', 'twice', 'digits'])
+], ids=['/ 160', '/ 2', '* 2', 'late', 'a little late', 'six lines', 'no last', 'no first', 'gap', 'one missing', 'twice',
+        'digits'])
 def test_annotation_must_cover_the_audio(utterance, change, message):
   path = pathlib.Path(utterance.phn)
   path.write_text('\n'.join(change(path.read_text().splitlines())) + '\n')
@@ -242,7 +244,7 @@ def test_second_rename_fails(tmp_path, monkeypatch, error):
   assert (tmp_path / 'folder' / 'metadata.json').read_text() == 'new'
 
 
-def test_dataset(complete, tmp_path, process):  # noqa: F811
+def test_dataset(complete, tmp_path, process):
   """A link to a folder of another name, which a killed run on a system without exchange left as .old."""
   corpus = ('--corpus=nltk_sample', f'--data_path={complete}')
   (tmp_path / 'link').symlink_to(tmp_path / 'disk')
@@ -258,7 +260,7 @@ def test_dataset(complete, tmp_path, process):  # noqa: F811
     assert message in output and 'utterances' not in output  # before any work
 
 
-def test_paths_that_are_not_utf8(tmp_path, process):  # noqa: F811
+def test_paths_that_are_not_utf8(tmp_path, process):
   place = tmp_path / 'caf\udce9 [1]*'
   layout(place / 'timit', True)
   process(f'--data_path={place / "timit"}', f'--result_dir={place}', '--skip_bad')
@@ -275,8 +277,8 @@ def spoiled(content, rng):
   content = bytearray(content[:rng.integers(len(content) + 1)] if rng.random() < 0.5 else content)
   for _ in range(rng.integers(6)):
     if content:
-      near = rng.random() < 0.7
-      content[rng.integers(min(len(content), 1024 if content[:4] == b'NIST' else 60) if near else len(content))] = rng.integers(256)
+      header = 1024 if content[:4] == b'NIST' else 60
+      content[rng.integers(min(len(content), header) if rng.random() < 0.7 else len(content))] = rng.integers(256)
   return bytes(content)
 
 

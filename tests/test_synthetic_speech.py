@@ -1,4 +1,5 @@
 """Synthetic speech of figure 2: made, killed, made again; its sizes, speakers, statistics and phones."""
+# ruff: noqa: F811
 import hashlib
 import signal
 import subprocess
