@@ -81,17 +81,22 @@ def device():
   return tf.device(FLAGS.device)
 
 
-def devices():
-  """The scope of all devices on which a run trains, to be entered with `with`; see distribution.py.
+def devices(mirrored=True):
+  """The scope of all devices on which a run trains, to be entered with `with`; see distribution.start.
+
+  Args:
+    mirrored: the program computes in replicas.function, on copies of its variables on all devices; otherwise it uses one device,
+      and replicas.total.
 
   Raises:
     UserError: there is no such device, or workers do not come together.
   """
-  strategy = distribution.start()
+  strategy = distribution.start(mirrored)
   if strategy is None:
     return device()
-  FLAGS.device = strategy.extended.worker_devices[0].rpartition('device:')[2]
-  return strategy.scope()
+  own = strategy.extended.worker_devices[0]
+  FLAGS.device = own.rpartition('device:')[2]
+  return strategy.scope() if mirrored else tf.device(own)
 
 
 def _why_no_gpu():

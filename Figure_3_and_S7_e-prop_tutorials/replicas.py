@@ -33,6 +33,11 @@ def several():
   return _here.n_workers > 1
 
 
+def worker():
+  """The number of this worker."""
+  return _here.worker
+
+
 def leads():
   """Whether this process writes the files."""
   return _here.worker == 0

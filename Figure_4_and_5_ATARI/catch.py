@@ -10,6 +10,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 import numpy as np
 
+from draws import Draws
+
 N_ROWS, N_COLUMNS = 10, 5
 SIZE = 84                    # edge of a frame [pixels]
 # With the cue delay:
@@ -33,6 +35,7 @@ class Catch(VectorEnv):
   Args:
     num_envs: B.
     cue_delay: show the ball in the first N_VISIBLE frames only, let the paddle move after N_LOCKED steps.
+    first_game, n_games: see draws.py.
 
   Attributes:
     ball, paddle: columns, int [B].
@@ -40,8 +43,9 @@ class Catch(VectorEnv):
   """
   metadata = {'autoreset_mode': AutoresetMode.DISABLED}
 
-  def __init__(self, num_envs, cue_delay=False):
-    self.num_envs = num_envs
+  def __init__(self, num_envs, cue_delay=False, first_game=0, n_games=0):
+    self.num_envs, self._games = num_envs, (num_envs, first_game, n_games)
+    self._draws = None
     self.n_visible, self.n_locked = (N_VISIBLE, N_LOCKED) if cue_delay else (N_ROWS, 0)
     self.single_observation_space = Box(0, 255, (1, SIZE, SIZE), np.uint8)
     self.single_action_space = Discrete(len(ACTION_MEANINGS))
@@ -60,10 +64,12 @@ class Catch(VectorEnv):
       Frames, uint8 [B, 1, 84, 84], of all games; an empty dict.
     """
     super().reset(seed=seed)
+    if seed is not None or self._draws is None:
+      self._draws = Draws(lambda n: self.np_random.integers(N_COLUMNS, size=n), *self._games)
     mask = (options or {}).get('reset_mask', np.ones(self.num_envs, bool))
     self.row[mask] = 0
     self.paddle[mask] = N_COLUMNS // 2
-    self.ball[mask] = self.np_random.integers(N_COLUMNS, size=mask.sum())
+    self.ball[mask] = self._draws.of(mask)
     return self._frames(), {}
 
   def step(self, actions):

@@ -28,7 +28,7 @@ flags.DEFINE_string('comment', '', 'a note, kept in config.json')
 # Games
 flags.DEFINE_string('level_name', 'atari/pong', 'atari/NAME, catch or catch_cue_delay')
 flags.DEFINE_integer('parallel_episodes', 32, 'environments', 1, 10 ** 5)
-flags.DEFINE_integer('n_processes', 1, 'processes that share the environments, one per core at best', 1, 1024)
+flags.DEFINE_alias('n_processes', 'n_workers')
 flags.DEFINE_integer('num_action_repeats', 4, 'emulator frames per agent step', 1, 1000)
 flags.DEFINE_float('total_environment_frames', 1e9, 'emulator frames to train for', lower_bound=1)
 schedules.define('max_episode_len', 200, 'agent steps after which a game is stopped', lower_bound=1)
@@ -120,7 +120,7 @@ LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)  
 LAPTOP = dict(  # Atari games on two cores; README.md: why
     **LEARNS_FAST,
     # An update after each short window; whole games.
-    apply_after_end=False, unroll_length=20, max_episode_len=3000, n_processes=2,
+    apply_after_end=False, unroll_length=20, max_episode_len=3000, n_workers=2,
     learning_rate=1.5e-4, learning_rate_heads=10.0, learning_rate_decay=0.3, decay_every=1.65e7,
     # Rewards that are near, and costs that do not outweigh them in the gradient.
     discounting=0.97, entropy_cost=0.003, baseline_cost=0.05, rate_cost=0.2, voltage_cost_rnn=2e-5, voltage_cost_cnn=0.002,
@@ -164,9 +164,9 @@ def set_flags():
   """
   program.preset(**preset())
   program.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
-                      max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100, n_processes=1)
+                      max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100, n_workers=1)
   if tf.config.list_physical_devices('GPU') and not (FLAGS.device or '').startswith('CPU'):
-    program.preset(n_processes=1)  # two would each want all of its memory
+    program.preset(n_workers=1)  # two would each want all of its memory
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   if FLAGS.mode != 'eval' and FLAGS.checkpoint:
@@ -175,21 +175,16 @@ def set_flags():
     raise UserError('--mode=eval needs --checkpoint=FILE.npz, the final_weights.npz of a run')
   if not (FLAGS.avg_ba_cnn or FLAGS.ba_cnn):
     raise UserError('the heads need a view of the convolutional layers: give --avg_ba_cnn or --ba_cnn')
-  if FLAGS.parallel_episodes % FLAGS.n_processes:
-    raise UserError(f'--n_processes={FLAGS.n_processes} cannot share {FLAGS.parallel_episodes} environments evenly')
-  if FLAGS.n_processes > 1 and (FLAGS.eprop_impl != 'adjoint' or FLAGS.save_observations or
-                                FLAGS.voltage_reg_method == 'avg_all'):
-    raise UserError('--n_processes=1 is needed for another --eprop_impl than adjoint, --save_observations and '
-                    '--voltage_reg_method=avg_all')
 
 
-def make_environment(n_envs):
-  """The environments that the flags ask for."""
+def make_environment(n_envs, first_game=0, n_games=0):
+  """The environments that the flags ask for; first_game, n_games: see draws.py."""
   settings = environments.Settings(
       frame_skip=FLAGS.num_action_repeats, repeat_action_probability=FLAGS.repeat_action_probability, noop_max=FLAGS.noop_max,
       maxpool=FLAGS.maxpool, fire_reset=FLAGS.fire_reset, threaded=FLAGS.emulator_threads > 0,
       n_threads=max(1, FLAGS.emulator_threads), max_episode_len=max_episode_len(0),
-      max_episode_len_jitter=FLAGS.max_episode_len_jitter, subtract_background=FLAGS.subtract_background)
+      max_episode_len_jitter=FLAGS.max_episode_len_jitter, subtract_background=FLAGS.subtract_background,
+      first_game=first_game, n_games=n_games)
   return environments.make(FLAGS.level_name, n_envs, FLAGS.seed, settings)
 
 

@@ -40,13 +40,16 @@ EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type"
 # How workers come together
 
 
-def start():
+def start(mirrored=True):
   """Brings together the workers that flags and surroundings ask for; to be called before TensorFlow computes anything.
 
   With --n_workers this process starts them, waits for them and exits as they did.
 
+  Args:
+    mirrored: several GPUs of one worker take part as replicas; otherwise a worker uses one.
+
   Returns:
-    The strategy, within whose scope variables must be made; None for one device.
+    The strategy, within whose scope mirrored variables must be made; None for one device.
 
   Raises:
     UserError: the surroundings make no sense, a port is in use, or a worker does not come.
@@ -58,15 +61,15 @@ def start():
   if len(addresses) > 1:
     os.environ['TF_CONFIG'] = _tf_config(addresses, index)
     program.if_interrupted(lambda: '--resume goes on from the last checkpoint')
-    if (FLAGS.device or '').startswith('CPU'):
-      tf.config.set_visible_devices([], 'GPU')
+    on_cpu, gpus = (FLAGS.device or '').startswith('CPU'), tf.config.list_physical_devices('GPU')
+    tf.config.set_visible_devices([] if on_cpu else gpus if mirrored else gpus[:1], 'GPU')
     meet(addresses, index)
     watchdog = threading.Timer(PATIENCE, _give_up)  # the constructor waits for ever, and no signal reaches Python meanwhile
     watchdog.daemon = True
     watchdog.start()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     watchdog.cancel()
-  elif FLAGS.device is None and len(tf.config.list_physical_devices('GPU')) > 1:
+  elif mirrored and FLAGS.device is None and len(tf.config.list_physical_devices('GPU')) > 1:
     strategy = tf.distribute.MirroredStrategy()
   else:
     return None

@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 import numpy as np
 
 import catch
+from draws import Draws
 from files import UserError
 
 SIZE = 84  # edge of a frame [pixels]
@@ -47,6 +48,8 @@ class Settings(NamedTuple):
     max_episode_len: agent steps after which a game is stopped.
     max_episode_len_jitter: how far that varies, uniformly, from game to game.
     subtract_background: show how frames differ from the game's `background` instead of the frames.
+    first_game, n_games: number of the first of these games among n_games that several processes play; 0: these are all. What is
+      drawn for a game does not depend on who plays it.
   """
   frame_skip: int = 4
   repeat_action_probability: float = 0.25
@@ -58,6 +61,8 @@ class Settings(NamedTuple):
   max_episode_len: int = 200
   max_episode_len_jitter: int = 25
   subtract_background: bool = False
+  first_game: int = 0
+  n_games: int = 0
 
   def check(self):
     """Raises UserError where a value makes no sense."""
@@ -99,7 +104,7 @@ def make(level_name, n_envs, seed=0, settings=Settings()):
 def _games(level_name, n_envs, settings):
   """First arguments of Environment."""
   if level_name in CATCH:
-    return catch.Catch(n_envs, CATCH[level_name]), range(len(catch.ACTION_MEANINGS)), catch.ACTION_MEANINGS
+    return catch.Catch(n_envs, CATCH[level_name], settings.first_game, settings.n_games), range(len(catch.ACTION_MEANINGS)), catch.ACTION_MEANINGS
   kind, _, name = level_name.partition('/')
   if kind != 'atari' or name not in atari_games():
     raise UserError(f'no game {level_name!r}; there are {", ".join(CATCH)}, and as atari/NAME: '
@@ -127,7 +132,7 @@ def background(level_name, settings=Settings(), n_steps=1000):
   Returns:
     float32 [84, 84].
   """
-  environment = make(level_name, 1, 0, settings._replace(subtract_background=False, threaded=False))
+  environment = make(level_name, 1, 0, settings._replace(subtract_background=False, threaded=False, first_game=0, n_games=0))
   actions = np.random.default_rng(0).integers(environment.n_actions, size=n_steps)
   environment.reset()
   return np.median([environment.step([action])[0][0] for action in actions], 0).astype(np.float32)
@@ -157,6 +162,8 @@ class Environment:
     self.games = games
     self._codes, self._seed, self._settings, self._background = np.asarray(codes), seed, settings, background
     self.max_episode_len = settings.max_episode_len
+    # The emulator's own vector environment counts on from the seed; the others know who they are.
+    self._first_seed = settings.first_game if isinstance(games, AtariVectorEnv) else 0
 
   def set_max_episode_len(self, length):
     """Sets the limit of games that begin from now on [agent steps]."""
@@ -169,9 +176,10 @@ class Environment:
       Frames [B, 84, 84]: grey values, uint8, or how they differ from the background, float32.
     """
     self._rng = np.random.default_rng([self._seed, seed])
-    frames, _ = self.games.reset(seed=int(self._rng.integers(2 ** 30)))
+    frames, _ = self.games.reset(seed=int(self._rng.integers(2 ** 30)) + self._first_seed)
     self._steps = np.zeros(self.n_envs, int)
-    self._limits = self._draw_limits(self.n_envs)
+    self._draws = Draws(self._draw_limits, self.n_envs, self._settings.first_game, self._settings.n_games)
+    self._limits = self._draws.of(np.ones(self.n_envs, bool))
     self._frames = frames.reshape(self.n_envs, SIZE, SIZE)
     return self._seen()
 
@@ -192,7 +200,7 @@ class Environment:
       first, _ = self.games.reset(options={'reset_mask': done})
       frames = np.where(done.reshape(-1, *[1] * (frames.ndim - 1)), first, frames)
       self._steps[done] = 0
-      self._limits[done] = self._draw_limits(done.sum())
+      self._limits[done] = self._draws.of(done)
     self._frames = frames.reshape(self.n_envs, SIZE, SIZE)
     return self._seen(), reward.astype(np.float32), terminated, truncated
 
@@ -294,20 +302,21 @@ class Emulators(VectorEnv):
   def __init__(self, name, num_envs, settings):
     self.num_envs = num_envs
     self.emulators = [Emulator(name, settings) for _ in range(num_envs)]
+    self._first_game = settings.first_game
     self.single_observation_space = Box(0, 255, (1, SIZE, SIZE), np.uint8)
     self.single_action_space = Discrete(18)
     self.observation_space = batch_space(self.single_observation_space, num_envs)
     self.action_space = batch_space(self.single_action_space, num_envs)
 
   def reset(self, *, seed=None, options=None):
-    """Begins games: all, or those of options['reset_mask']; game b has the seed (seed, b).
+    """Begins games: all, or those of options['reset_mask']; game b has the seed (seed, first_game + b).
 
     Returns:
       Frames, uint8 [B, 1, 84, 84], of all games; an empty dict.
     """
     mask = (options or {}).get('reset_mask', np.ones(self.num_envs, bool))
     for b in np.flatnonzero(mask):
-      self.emulators[b].begin(None if seed is None else [seed, b])
+      self.emulators[b].begin(None if seed is None else [seed, self._first_game + b])
     return self._frames(), {}
 
   def step(self, actions):

@@ -20,7 +20,6 @@ import checkpoints
 import configuration
 import files
 import playing
-import processes
 import reports
 import training
 
@@ -51,9 +50,8 @@ def main():
     with experiment.device():
       evaluate()
     return
-  group = processes.start(FLAGS.n_processes, training.assist)
-  with experiment.device():
-    training.train(group)
+  with experiment.devices(mirrored=False):
+    training.train()
 
 
 if __name__ == '__main__':

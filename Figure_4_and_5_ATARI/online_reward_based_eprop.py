@@ -113,7 +113,7 @@ def convolution_step(agent, layer, traces, sums, pre, h):
   return traces._replace(eps_v=eps_v, leak=layer.decay - layer.thr * psi, e_bar=e_bar), sums + outside[:, :, :, None] * eps_v
 
 
-def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
+def hardcoded(agent, costs, weights, window, traces=None, seen=None, feedback=None):
   """E-prop's gradient by traces that run forward in time.
 
   Args:
@@ -122,6 +122,7 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
     weights: Weights.
     window: Window.
     traces: Traces after the step before the window, default `initial_traces`.
+    seen: Seen as others' trials change it, see reward_based_eprop.Learner; default: as observed.
     feedback: [n_features, A + 1] through which signals are broadcast, default the heads' weights.
 
   Returns:
@@ -198,7 +199,7 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None):
   _, traces, sums = tf.while_loop(lambda k, *_: k < n_frames - 1, body, (0, traces, sums))
   _, sums = network_steps(n_frames - 1, traces, sums)                                    # the bootstrap frame
 
-  seen = observe(agent, costs, records)
+  seen = observe(agent, costs, records) if seen is None else seen
   losses, rate = all_losses(costs, window, signals.advantage[:-1], seen, n_steps)
   factors = voltage_factors(costs, seen, n_steps)
   of_convolutions = []

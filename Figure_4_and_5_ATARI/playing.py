@@ -11,7 +11,6 @@ import tensorflow as tf
 from actor_critic import Window, discounted_returns
 from agent import Record
 import experiment
-import files
 
 
 class Played(NamedTuple):
@@ -27,9 +26,10 @@ class Played(NamedTuple):
     return Window(Record(*map(tf.stack, zip(*self.records))), tf.constant(self.action), reward, mask, policy_weight)
 
 
-def sample(logits, rng):
-  """An action for each row of logits [B, A], drawn from the softmax; int64 [B]."""
-  return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+def sample(logits, rng, first_game=0, n_games=0):
+  """An action for each row of logits [B, A], drawn from the softmax; int64 [B]. first_game, n_games: see draws.py."""
+  n_batch, n_actions = logits.shape
+  return np.argmax(logits + rng.gumbel(size=(n_games or n_batch, n_actions))[first_game:first_game + n_batch], axis=1)
 
 
 class Player:
@@ -68,13 +68,14 @@ class Player:
     self.state_before = state
     self.logits, self.value, self.state, self.record = self._act(weights, state, tf.constant(frame), reset)
 
-  def window(self, weights, n_steps, rng):
+  def window(self, weights, n_steps, rng, first_game=0, n_games=0):
     """Plays n_steps agent steps and shows the frame after them.
 
     Args:
       weights: agent.Weights.
       n_steps: N.
       rng: numpy Generator of the actions.
+      first_game, n_games: see draws.py.
 
     Returns:
       Played. The next window's first record is this one's last: if the weights change in between, `look_again` first.
@@ -82,7 +83,7 @@ class Player:
     actions, scores, dones = [], [], []
     before = self._window_state
     for _ in range(n_steps):
-      actions.append(sample(self.logits.numpy(), rng))
+      actions.append(sample(self.logits.numpy(), rng, first_game, n_games))
       score, done = self.step(weights, actions[-1])
       scores.append(score)
       dones.append(done)
@@ -91,10 +92,9 @@ class Player:
     return Played(before, records, np.array(actions, np.int32), np.array(scores), np.array(dones))
 
 
-def save_window(path, played):
-  """Writes the frames [N + 1, B, 84, 84], true rewards and ends [N, B] of Played as .npz."""
-  observation = np.stack([record.frame for record in played.records])
-  files.write_npz(path, dict(observation=observation, reward=played.score, done=played.done), compressed=True)
+def observations(played):
+  """The frames [N + 1, B, 84, 84], true rewards and ends [N, B] of Played, as dict of arrays."""
+  return dict(observation=np.stack([record.frame for record in played.records]), reward=played.score, done=played.done)
 
 
 class Games(NamedTuple):

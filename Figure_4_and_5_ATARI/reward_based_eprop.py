@@ -212,7 +212,7 @@ def backward(agent, costs, weights, records, plan, first, adjoints, sums, feedba
   return adjoints, tf.nest.map_structure(tf.add, sums, products(agent, records, posts))
 
 
-def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
+def autodiff(agent, costs, weights, window, state, seen=None, feedback=None, bptt=False):
   """The gradient by automatic differentiation of a second simulation. Slow and large; not to be compiled with XLA.
 
   Args:
@@ -220,6 +220,7 @@ def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
     weights, feedback: as for `Learner.__call__`.
     window: Window.
     state: agent.State before the window's first frame.
+    seen: Seen as others' trials change it, see `Learner`; default: as observed.
 
   Returns:
     Result.
@@ -233,7 +234,10 @@ def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False):
     _, returns = learning_signals(costs, window)
     returns = tf.stop_gradient(returns)
     n_steps = records.reset.shape[0] * agent.n_repeat
-    losses, rate = all_losses(costs, window, returns - records.value[:-1], observe(agent, costs, records), n_steps)
+    own = observe(agent, costs, records)
+    if seen is not None:
+      own = Seen(*(x + tf.stop_gradient(y - x) for x, y in zip(own, seen)))
+    losses, rate = all_losses(costs, window, returns - records.value[:-1], own, n_steps)
     loss = tf.add_n(losses)
     loss_cnn = loss if bptt else (losses.policy + losses.value) / costs.reg_factor_cnn + losses.voltage_cnn
   of_layers = {name: tape.gradient(loss_cnn if name in ('conv1', 'conv2', 'view1', 'view2') else loss, part)
@@ -257,13 +261,14 @@ class Learner:
     costs: Costs.
     bptt: leave in what flows back through recurrent weights, the LSNN's reset and from layer to layer; the convolutional
       layers then learn from the same loss as all others.
-    over_processes: function of the spike counts [N] of this process's part of a batch that returns their mean over all parts.
+    of_whole_batch: function of Seen of this worker's part of a batch that returns it with what others saw: spikes as many as if
+      all trials' mean rates were those of this part, and for 'avg_all' the levels, too.
   """
 
   GROUP = 5  # frames of a product of `backward`
 
-  def __init__(self, agent, costs=Costs(), bptt=False, over_processes=lambda spikes: spikes):
-    self.agent, self._bptt, self._over_processes = agent, bptt, over_processes
+  def __init__(self, agent, costs=Costs(), bptt=False, of_whole_batch=lambda seen: seen):
+    self.agent, self._bptt, self._of_whole_batch = agent, bptt, of_whole_batch
     self._observe = tf.function(lambda record, seen: observe_more(agent, costs, record, seen), jit_compile=True)
     self._prepare = tf.function(lambda window, seen: prepare(agent, costs, window, seen, bptt))
     self._backward = tf.function(lambda *args, feedback: backward(agent, costs, *args, feedback, bptt))
@@ -287,7 +292,7 @@ class Learner:
                 tf.zeros([], agent.dtype))
     for record in records:
       seen = self._observe(record, seen)
-    seen = seen._replace(spikes=self._over_processes(seen.spikes))
+    seen = self._of_whole_batch(seen)
     small = {name: tf.stack([getattr(record, name) for record in records]) for name in ('reset', 'features', 'logits', 'value')}
     window = Window(Record(**{name: small.get(name) for name in Record._fields}), action, reward, mask,
                     tf.constant(policy_weight, agent.dtype))

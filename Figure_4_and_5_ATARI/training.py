@@ -6,7 +6,6 @@ with --noapply_after_end, it changes them after each window, and all steps count
 """
 import itertools
 import os
-import sys
 import time
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from actor_critic import Costs, Losses, episode_mask
+from actor_critic import Costs, Losses, episode_mask, observe
 from agent import by_name
 import checkpoints
 import configuration
@@ -24,26 +23,50 @@ import files
 from experiment import rng
 from online_reward_based_eprop import hardcoded
 import playing
+import replicas
 from reward_based_eprop import Learner, autodiff
 import reports
 import schedules
 
 FLAGS = flags.FLAGS
 
-FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment')  # a resumed run may have other values
+FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment', 'n_processes')  # a resumed run may have other values
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'won', 'lost', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss',
            'explained', 'advantage_sd', 'entropy', 'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn',
            'learning_rate', 'max_episode_len', 'frames_per_s')
 
 
-def make_learner(agent, weights, group, n_frames=0):
+def own_games():
+  """The slice of --parallel_episodes that this worker plays."""
+  return replicas.part(FLAGS.parallel_episodes, replicas.worker())
+
+
+def of_all_games(array):
+  """An array [N, own games, ...] with those of all workers, [N, --parallel_episodes, ...]."""
+  whole = np.zeros([len(array), FLAGS.parallel_episodes, *array.shape[2:]], array.dtype)
+  whole[:, own_games()] = array
+  return replicas.total([whole])[0]
+
+
+def of_whole_batch(seen):
+  """actor_critic.Seen of this worker's games, with what the others saw; see reward_based_eprop.Learner."""
+  if not replicas.several():
+    return seen
+  own, n_games = seen.above1.shape[0], FLAGS.parallel_episodes
+  levels = [tf.reduce_sum(level, 0) for level in seen[:4]] if FLAGS.voltage_reg_method == 'avg_all' else []
+  spikes, *levels = replicas.total([seen.spikes, *levels])
+  seen = seen._replace(spikes=tf.constant(spikes * (own / n_games)))
+  levels = [tf.repeat(level[None] / n_games, own, 0) for level in levels]
+  return seen._replace(**dict(zip(seen._fields, levels)))
+
+
+def make_learner(agent, weights, n_frames=0):
   """How a window is learned from.
 
   Args:
     agent: Agent.
     weights: Weights of variables.
-    group: processes.Group.
     n_frames: emulator frames played so far, on which costs may depend.
 
   Returns:
@@ -51,24 +74,31 @@ def make_learner(agent, weights, group, n_frames=0):
   """
   values = {name: getattr(FLAGS, name) for name in Costs._fields}
   values |= {name: schedules.at(values[name], n_frames) for name in ('discounting', 'entropy_cost')}
-  # Costs of means over the batch: each process adds its part.
-  values |= {name: values[name] / group.size for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}
+  # Costs of means over the batch: each worker adds its part.
+  share = (own_games().stop - own_games().start) / FLAGS.parallel_episodes
+  values |= {name: share * values[name] for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}
   costs, bptt = Costs(**values), not FLAGS.use_eprop
   if FLAGS.eprop_impl == 'adjoint':
-    learner = Learner(agent, costs, bptt, lambda spikes: tf.constant(group.sum([spikes])[0] / group.size))
+    learner = Learner(agent, costs, bptt, of_whole_batch)
     return lambda played, *signal: learner(weights, played.records, tf.constant(played.action), *signal), lambda: None
+  see = tf.function(lambda records: observe(agent, costs, records))
   if FLAGS.eprop_impl == 'autodiff':
     compiled = tf.function(lambda *arguments: autodiff(agent, costs, weights, *arguments, bptt=bptt))
-    return lambda played, *signal: compiled(played.window(*signal), played.state), lambda: None
+
+    def learn_from(played, *signal):
+      window = played.window(*signal)
+      return compiled(window, played.state, of_whole_batch(see(window.records)))
+
+    return learn_from, lambda: None
   online = tf.function(lambda *arguments: hardcoded(agent, costs, weights, *arguments))
-  carried = []
+  carried = [None]
 
   def learn(played, *signal):
-    result, traces = online(played.window(*signal), *carried)
-    carried[:] = [traces]
+    window = played.window(*signal)
+    result, carried[0] = online(window, carried[0], of_whole_batch(see(window.records)))
     return result
 
-  return learn, carried.clear
+  return learn, lambda: carried.__setitem__(0, None)
 
 
 class Optimizer:
@@ -132,7 +162,7 @@ class AdvantageScale:
 
 
 class Sums(NamedTuple):
-  """What the steps of windows add up to, in all trials; float64 [] each, so that processes can add theirs up in turn."""
+  """What the steps of windows add up to, in all trials; float64 [] each, so that workers can add theirs up in turn."""
   # Losses, each times its cost
   policy_loss: float = 0
   value_loss: float = 0
@@ -225,10 +255,7 @@ def assign(variables, values):
 
 
 class Worker:
-  """What each process of a run has: its share of the games, the agent, and the rule by which it learns.
-
-  Args:
-    group: processes.Group.
+  """What each worker has: its share of the games, the agent, and the rule by which it learns.
 
   Attributes:
     player: playing.Player.
@@ -237,31 +264,23 @@ class Worker:
     scale: AdvantageScale.
   """
 
-  def __init__(self, group):
-    environment = configuration.make_environment(FLAGS.parallel_episodes // group.size)
+  def __init__(self):
+    self._games = own_games()
+    environment = configuration.make_environment(self._games.stop - self._games.start, self._games.start, FLAGS.parallel_episodes)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, self.frames_before = initial_weights(self.agent)
-    self.player, self.scale, self._group = playing.Player(self.agent, environment), AdvantageScale(), group
+    self.player, self.scale = playing.Player(self.agent, environment), AdvantageScale()
     self._phase = None
 
-  def begin(self, iteration, n_frames):
-    """Gives all processes the leader's state and sets what depends on the frames; returns the iteration, 0 for the end.
-
-    Args:
-      iteration: its number.
-      n_frames: emulator frames so far, with those of --restore_from.
-    """
-    state = [*tf.nest.flatten(self.weights), *self.scale.variables]
-    (iteration, self._n_frames), *values = self._group.from_leader([np.array([iteration, n_frames], np.int64), *state])
-    if self._group.rank > 0:
-      assign(state, values)
-    self.player.environment.set_max_episode_len(configuration.max_episode_len(self._n_frames))
-    phase = [schedules.at(value, self._n_frames) for value in (FLAGS.discounting, FLAGS.entropy_cost)]
+  def begin(self, n_frames):
+    """Sets what depends on n_frames, the emulator frames so far with those of --restore_from."""
+    self._n_frames = n_frames
+    self.player.environment.set_max_episode_len(configuration.max_episode_len(n_frames))
+    phase = [schedules.at(value, n_frames) for value in (FLAGS.discounting, FLAGS.entropy_cost)]
     if phase != self._phase:
       self._phase = phase
-      self._learn, self._forget = make_learner(self.agent, self.weights, self._group, self._n_frames)
+      self._learn, self._forget = make_learner(self.agent, self.weights, n_frames)
     self._forget()
-    return int(iteration)
 
   def play_and_learn(self, iteration, change, folder=None):
     """The episodes of an iteration.
@@ -272,14 +291,14 @@ class Worker:
       folder: of the run, for --save_observations.
 
     Returns:
-      Sums of all processes; how many agent steps each environment was played.
+      Sums of all workers; how many agent steps each environment was played.
     """
-    player, group, unroll_length = self.player, self._group, int(schedules.at(FLAGS.unroll_length, self._n_frames))
-    generator = rng(f'episodes{group.rank or ""}', iteration)
+    player, unroll_length = self.player, int(schedules.at(FLAGS.unroll_length, self._n_frames))
+    generator = rng('episodes', iteration)
     player.begin(self.weights, int(generator.integers(2 ** 31)))
     finished, gradients, sums = tf.zeros(len(player.logits), FLAGS.dtype), None, Sums()
     for n_windows in itertools.count(1):
-      played = player.window(self.weights, unroll_length, generator)
+      played = player.window(self.weights, unroll_length, generator, self._games.start, FLAGS.parallel_episodes)
       mask, finished = episode_mask(tf.cast(played.done, FLAGS.dtype), finished)
       counted = mask if FLAGS.apply_after_end else tf.ones_like(mask)
       reward = np.clip(played.score, FLAGS.least_reward, 1).astype(FLAGS.dtype)
@@ -287,13 +306,15 @@ class Worker:
       result = self._learn(played, tf.constant(FLAGS.reward_scale * reward), counted, weight)
       of_window = sums_of(played, (n_windows - 1) * unroll_length, reward, mask.numpy(), counted.numpy(),
                           np.sum(finished == 0), result)
-      of_window = Sums(*group.sum([np.array(of_window, np.float64)])[0])
+      of_window = Sums(*replicas.total([np.array(of_window, np.float64)])[0])
       sums = Sums(*map(sum, zip(sums, of_window)))
       self.scale.update(of_window.advantage_square / max(of_window.n_counted, 1))
       if FLAGS.save_observations:
-        playing.save_window(os.path.join(folder, f'observations_{iteration}_{n_windows}.npz'), played)
+        arrays = {name: of_all_games(array) for name, array in playing.observations(played).items()}
+        if replicas.leads():
+          files.write_npz(os.path.join(folder, f'observations_{iteration}_{n_windows}.npz'), arrays, compressed=True)
       if not FLAGS.apply_after_end:
-        change(group.sum(tf.nest.flatten(result.gradients)), sum(of_window.losses), of_window.rate_lsnn)
+        change(replicas.total(tf.nest.flatten(result.gradients)), sum(of_window.losses), of_window.rate_lsnn)
         player.look_again(self.weights)
       elif gradients is None:
         gradients = tf.nest.flatten(result.gradients)
@@ -302,25 +323,13 @@ class Worker:
       if not of_window.n_unfinished:
         break
     if FLAGS.apply_after_end:
-      change(group.sum(gradients), sum(sums.losses), sums.rate_lsnn)
+      change(replicas.total(gradients), sum(sums.losses), sums.rate_lsnn)
     return sums, n_windows * unroll_length
 
 
-def assist(group):
-  """What a further process does while the first one trains."""
-  FLAGS(sys.argv)
-  keras.config.set_floatx(FLAGS.dtype)
-  configuration.set_flags()
-  with experiment.device():
-    worker = Worker(group)
-    while iteration := worker.begin(0, 0):
-      flat = tf.nest.flatten(worker.weights)
-      worker.play_and_learn(iteration, lambda *_: assign(flat, group.from_leader(flat)))
-
-
-def train(group):
-  """Trains an agent, as the leader of a group."""
-  worker = Worker(group)
+def train():
+  """Trains an agent."""
+  worker = Worker()
   weights, player, optimizer = worker.weights, worker.player, Optimizer(worker.weights)
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, worker.frames_before))
   state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
@@ -333,14 +342,13 @@ def train(group):
   for iteration in run.iterations(None, FLAGS.print_every):
     start = time.monotonic()
     n_frames, n_all = int(frames), int(frames + frames_before)
-    worker.begin(iteration, n_all)
+    worker.begin(n_all)
     rate = schedules.at(FLAGS.learning_rate, n_all) * FLAGS.learning_rate_decay ** (n_frames // FLAGS.decay_every)
     optimizer.set_learning_rate(rate)
 
     def change(gradients, loss, spikes):
       run.guard(iteration, loss, spikes)
       optimizer.apply(tf.nest.pack_sequence_as(weights, gradients), weights)
-      group.from_leader(tf.nest.flatten(weights))
 
     sums, n_steps = worker.play_and_learn(iteration, change, run.folder)
     played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
@@ -349,16 +357,17 @@ def train(group):
         sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=player.environment.max_episode_len,
         frames_per_s=played / (time.monotonic() - start)).items() if name in COLUMNS})
     passed = lambda every: (n_frames + played) // every > n_frames // every
-    if passed(FLAGS.save_every):
+    if passed(FLAGS.save_every) and replicas.leads():
       path = run.path(f'weights_{n_frames + played}.npz')
       files.check_finite(arrays(), f'after iteration {iteration}; {path} is not written')
       files.write_npz(path, arrays())
-    if FLAGS.do_plot and passed(FLAGS.log_every):
+    if FLAGS.do_plot and passed(FLAGS.log_every) and replicas.leads():
       reports.draw(run.folder, f'_{(n_frames + played) // 1000}k', player, weights, f'after {n_frames + played:,} frames',
                    n_all)
     if n_frames + played >= FLAGS.total_environment_frames:
       run.stop()
-  worker.begin(0, 0)
 
+  if not replicas.leads():
+    return
   lines, summary, signs = reports.evaluate(run.folder, player, weights)
   run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines], signs)

@@ -3,7 +3,7 @@
   python tests/benchmark.py              all, about 16 minutes on two cores; with --write, numbers go to figures/benchmark.json
                                          of the Figure 3 folder, those of speech and of Atari to those of their folders
   python tests/benchmark.py iteration    some of it: iteration, pattern, start, memory, scaling, speech, speech_start, epoch,
-                                         atari, atari_processes, atari_scaling
+                                         atari, atari_workers, atari_scaling
 
 Not part of the test suite: another program on the same machine changes the times, and hardly the ratios.
 """
@@ -25,7 +25,7 @@ ATARI_FOLDER = ROOT / 'Figure_4_and_5_ATARI'
 sys.path.insert(0, str(FOLDER))
 EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_accumulation_with_alif', 'pattern_generation'))
 OF_SPEECH = ('speech', 'speech_start', 'epoch')
-OF_ATARI = ('atari', 'atari_processes', 'atari_scaling')
+OF_ATARI = ('atari', 'atari_workers', 'atari_scaling')
 PARTS = ('iteration', 'pattern', 'start', 'memory', 'scaling', *OF_SPEECH, *OF_ATARI)
 # Deciles of the lengths in frames of 128 utterances of TIMIT (NLTK's sample without its SA sentences).
 TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
@@ -277,7 +277,6 @@ class Atari:
     import tensorflow as tf
     import configuration
     import playing
-    import processes
     import training
     configuration.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
                    f'--parallel_episodes={n_envs}', f'--unroll_length={n_steps}', f'--emulator_threads={threads}'])
@@ -287,7 +286,7 @@ class Atari:
     environment = configuration.make_environment(n_envs)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, _ = training.initial_weights(self.agent)
-    self._learn, _ = training.make_learner(self.agent, self.weights, processes.Group())
+    self._learn, _ = training.make_learner(self.agent, self.weights)
     self._optimizer = training.Optimizer(self.weights)
     self._rng = np.random.default_rng(0)
     self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))
@@ -425,14 +424,14 @@ def memory_of(pid):
   return total
 
 
-def atari_processes(numbers=(1, 2), n_rounds=2, n_iterations=5):
-  """Figures 4, 5: training on Pong as published by main.py itself, by --n_processes, in turn; peak memory of all processes."""
+def atari_workers(numbers=(1, 2), n_rounds=2, n_iterations=5):
+  """Figures 4, 5: training on Pong as published by main.py itself, by --n_workers, in turn; peak memory of all processes."""
   import csv
   rows = {n: dict(frames_per_s=[], peak_memory_mb=0.0) for n in numbers}
   for _ in range(n_rounds):
     for n, row in rows.items():
       with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([sys.executable, str(ATARI_FOLDER / 'main.py'), '--nodo_plot', f'--n_processes={n}',
+        process = subprocess.Popen([sys.executable, str(ATARI_FOLDER / 'main.py'), '--nodo_plot', f'--n_workers={n}',
                                     f'--total_environment_frames={n_iterations * 32 * 300 * 4}', '--eval_episodes=1',
                                     '--eval_max_episode_len=1', f'--result_dir={folder}', '--run_name=a'],
                                    stdout=subprocess.DEVNULL)
@@ -440,10 +439,10 @@ def atari_processes(numbers=(1, 2), n_rounds=2, n_iterations=5):
           row['peak_memory_mb'] = max(row['peak_memory_mb'], memory_of(process.pid))
           time.sleep(0.5)
         if process.returncode:
-          raise RuntimeError(f'main.py --n_processes={n} ended with {process.returncode}')
+          raise RuntimeError(f'main.py --n_workers={n} ended with {process.returncode}')
         with open(pathlib.Path(folder) / 'main' / 'a' / 'metrics.csv', newline='') as file:
           row['frames_per_s'] += [float(line['frames_per_s']) for line in csv.DictReader(file)][1:]  # the first one compiles
-  return [dict(row, n_processes=n, frames_per_s=statistics.median(row['frames_per_s'])) for n, row in rows.items()]
+  return [dict(row, n_workers=n, frames_per_s=statistics.median(row['frames_per_s'])) for n, row in rows.items()]
 
 
 def atari(n_rounds=2, n_envs=32, n_steps=100, autodiff_steps=40):

@@ -348,13 +348,13 @@ def test_three_computations_are_one(case, rule):
 
 
 def test_shares_of_a_batch_add_up():
-  """What --n_processes does: each learns from its trials, with its part of the costs of means and the rates of all trials."""
+  """What --n_workers does: each learns from its trials, with its part of the costs of means and the rates of all trials."""
   p = make_problem('episodes end')
   whole = gradient('episodes end', 'adjoint')
   means = ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')
   costs = p.costs._replace(**{name: getattr(p.costs, name) / 2 for name in means})
   spikes = whole.rate * ((N + 1) * S * B // 2)  # of half a batch, on average
-  learner = Learner(p.agent, costs, over_processes=lambda own: spikes + 0 * own)
+  learner = Learner(p.agent, costs, of_whole_batch=lambda seen: seen._replace(spikes=spikes))
   learn_alone, parts, alone = Learner(p.agent, costs), [], []
   flat = lambda result: tf.nest.flatten(result.gradients)
   for half in (slice(0, 2), slice(2, 4)):
