@@ -153,7 +153,7 @@ def test_noise(dataset, tmp_path):
 
 
 def test_learning_rate_ramps_and_window_crops(dataset, tmp_path):
-  flags = [*SMALL_LSNN, '--eprop=symmetric', f'--dataset={dataset}', f'--result_dir={tmp_path}', '--n_epochs=60']
+  flags = [*SMALL_LSNN, '--eprop=symmetric', f'--dataset={dataset}', f'--result_dir={tmp_path}', '--n_epochs=113']
   call(LSNN, *flags, '--run_name=a', '--truncT=20', '--lr_decay_every=110')
   rates = metrics(tmp_path / LSNN / 'a', 'learning_rate')
   assert len(rates) > 112
@@ -200,9 +200,21 @@ def test_comparison_trains_and_replots(dataset, tmp_path):
   table, picture = (tmp_path / 'out' / f'comparison_corpus.{ending}' for ending in ('csv', 'png'))
   content = table.read_text()
   assert [(row['rule'], row['seed']) for row in csv.DictReader(content.splitlines())] == [('bptt', '0'), ('random', '0')]
+  with open(tmp_path / 'out' / 'curves_corpus.csv', newline='') as file:
+    assert [row['rule'] for row in csv.DictReader(file)] == ['bptt'] * 2 + ['random'] * 2  # two epochs each
   picture.unlink()
   call('compare_learning_rules', *flags, '--replot')
   assert picture.stat().st_size > 0 and table.read_text() == content
+
+
+def test_published_curve(dataset, tmp_path):
+  flags = [f'--dataset={dataset}', f'--result_dir={tmp_path}', f'--out={tmp_path}/out']
+  call('published_curve', '--smoke', *flags)
+  with open(tmp_path / 'out' / 'published_curve.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['program'] for row in rows] == ['published'] * 4 + ['ours'] * 4
+  assert [float(row['validation_error']) for row in rows[:4]] == [0.695, 0.47, 0.409, 0.368]
+  assert (tmp_path / 'out' / 'published_curve.png').stat().st_size > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
