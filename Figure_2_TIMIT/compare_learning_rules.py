@@ -27,7 +27,8 @@ LSNN, LSTM, CTC = ('solve_timit_with_' + name for name in ('framewise_lsnn', 'fr
 # Sizes that two cores train in minutes: fewer layers and units; the published decay of the learning rate would end learning
 # after a few hundred updates.
 CTC_LSTM = ['--model=lstm', '--n_neuron=100', '--lr_init=0.005', '--lr_decay_every=-1']
-CTC_LSNN = ['--model=lsnn', '--n_neuron=200', '--n_split=0.5', '--lr_init=0.005', '--warm_up=100', '--lr_decay_every=-1']
+CTC_LSNN = ['--model=lsnn', '--n_neuron=200', '--n_split=0.5', '--lr_init=0.005', '--lr_decay_every=-1', '--reg=20',
+            '--reg_rate=20']
 NETWORKS = {  # script, its flags, rules
     'framewise_lsnn': (LSNN, ['--preset=fast'], {**RULES, **CONTROLS}),
     # Batches of 8 instead of 32: a small corpus gives more updates an epoch.

@@ -38,7 +38,6 @@ flags.DEFINE_float('reg_rate', 10.0, 'lsnn: target rate [Hz]', 0.0, 1e6)
 flags.DEFINE_enum('reg_over', 'batch', RATE_OVER, 'lsnn: mean rates of the regularisation: over all steps of the padded batch, as '
                   'published, or over the utterances alone')
 flags.DEFINE_enum('optimizer', 'adam', ['adam', 'sgd', 'rmsprop'], 'optimizer; sgd has momentum')
-flags.DEFINE_integer('warm_up', 0, 'updates in which the learning rate rises from 0', lower_bound=0)
 flags.DEFINE_float('grad_clip', 1.0, 'largest norm of the gradient; 0: no limit', lower_bound=0.0)
 flags.DEFINE_float('input_noise', 0.0, 'standard deviation of noise on the features while training', lower_bound=0.0)
 flags.DEFINE_float('w_noise', 0.0, 'standard deviation of noise that is added to the weights after each update', lower_bound=0.0)
@@ -84,7 +83,7 @@ def main():
     settings = dict(training.common_settings(), loss='ctc', grad_clip=FLAGS.grad_clip,
                     all_layers=not bptt or FLAGS.loss_from_all_layers, **(lsnn_settings() if FLAGS.model == 'lsnn' else {}))
     training.train('solve_timit_with_ctc_in_tensorflow', Network(layers), Settings(**settings), corpus,
-                   optimizer=FLAGS.optimizer if FLAGS.adam else 'sgd', ramp=FLAGS.warm_up, decay_in_epochs=True,
+                   optimizer=FLAGS.optimizer if FLAGS.adam else 'sgd', decay_in_epochs=True,
                    noise_epoch_start=FLAGS.noise_epoch_start, input_noise=FLAGS.input_noise, weight_noise=FLAGS.w_noise)
 
 

@@ -171,7 +171,7 @@ def test_published_constants(dataset, tmp_path):
                  drop_out_probability=-1, truncT=-1, gd_noise=0.036, noise_step_start=-1, cell_train=True, rec=True),
       LSTM: dict(common, readout_decay=1e-3, l2=1e-5, lr_init=0.01, lr_decay_every=500, init_scale=0, reverse='batch'),
       CTC: dict(neuron, **common, tau_a=500, tau_out=3, n_split=0.1, reg=0, reg_rate=10, readout_decay=1e-4, l2=0, lr_init=1e-3,
-                lr_decay_every=15, init_scale=0.1, drop_out_probability=0.7, grad_clip=1, momentum=0.9, warm_up=0,
+                lr_decay_every=15, init_scale=0.1, drop_out_probability=0.7, grad_clip=1, momentum=0.9,
                 loss_from_all_layers=False, peephole=True, noise_epoch_start=0, reverse='utterance')}
   for name, constants in expected.items():
     call(name, '--smoke', '--n_epochs=1', '--plot=False', f'--dataset={dataset}', f'--result_dir={tmp_path}', '--run_name=a')
