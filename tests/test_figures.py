@@ -39,6 +39,11 @@ def test_links_lead_somewhere(page):
     assert not anchor or anchor in anchors(file), f'{page.name}: {link}'
 
 
+def test_figure_3s_page_names_its_files():
+  page = (FOLDER / 'README.md').read_text(encoding='utf-8')
+  assert [file.name for file in [*FOLDER.glob('*.py'), *FOLDER.glob('*.ipynb')] if f'`{file.name}`' not in page] == []
+
+
 def test_worked_numbers_of_the_page_are_right():
   result = doctest.testfile(str(FOLDER / 'E-PROP_IN_THIS_CODE.md'), module_relative=False)
   assert result.attempted > 20 and result.failed == 0
