@@ -8,11 +8,10 @@ computed step by step from the equations of the paper with the constants of figu
 import os
 import sys
 
-import matplotlib
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
 
+import drawing
+from drawing import plt
 import palette
 
 N_STEPS = 1000  # ms
@@ -117,7 +116,7 @@ def main(path):
   axes = below.subplots(5, 1, sharex=True, height_ratios=[1, 0.8, 1.1, 0.8, 0.8])
   draw_synapse(axes, one_synapse())
   below.align_ylabels(axes)
-  figure.savefig(path, dpi=130)
+  drawing.save(figure, path, dpi=130)
 
 
 if __name__ == '__main__':

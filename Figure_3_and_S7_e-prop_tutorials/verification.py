@@ -13,6 +13,7 @@ import numpy as np
 import plots
 import tensorflow as tf
 
+import drawing
 import eprop
 import files
 from files import UserError
@@ -300,4 +301,4 @@ def figure(path, network, gradients, run, factors):
     axis.spines[['top', 'right']].set_visible(False)
   axes[-1].set(xlabel='time (ms)', xlim=(0, DT * network.n_steps))
   below.align_ylabels(axes)
-  fig.savefig(path, dpi=200)
+  drawing.save(fig, path, FLAGS.show, dpi=200)
