@@ -429,3 +429,14 @@ def test_why_there_is_no_gpu_is_said(toy, tmp_path):
   ended = toy('--device=GPU:0', f'--result_dir={tmp_path}')
   says(ended, 'no device GPU:0', 'TensorFlow sees CPU:0')
   assert 'cuda' in ended.errors[0].lower() or 'gpu' in ended.errors[0].lower().replace('gpu:0', '')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The statement in README.md
+
+
+def test_what_one_can_rely_on_has_its_tests():
+  text = (conftest.ROOT / 'README.md').read_text(encoding='utf-8').split('## What you can rely on')[1].split('\n## ')[0]
+  named = set(re.findall(r'`(test_\w+)`', text))
+  there = {name for path in conftest.TESTS.glob('test_*.py') for name in re.findall(r'^def (test_\w+)', path.read_text(), re.M)}
+  assert len(named) > 15 and named <= there, named - there
