@@ -17,6 +17,7 @@ import tensorflow as tf
 from eprop import feedback_matrix, hold, kolen_pollack, LearningSignal, presynaptic_product
 from lsnn import exp_filter
 from networks import values
+import replicas
 
 FEEDBACK = ('symmetric', 'adaptive', 'random', 'uniform')
 LOSSES = ('framewise', 'ctc')
@@ -31,6 +32,17 @@ class Batch(NamedTuple):
   lengths: tf.Tensor         # int32 [B], frames
   targets: tf.Tensor         # int32 [F, B] class of each frame; CTC: [B, R] classes of each utterance
   target_lengths: tf.Tensor  # CTC: int32 [B]; else int32 [B], unused
+  all_lengths: tf.Tensor = None  # int32, `lengths` of the whole batch where these B are a replica's part of it
+
+  @property
+  def lengths_of_all(self):
+    """`lengths` of all utterances of the batch."""
+    return self.lengths if self.all_lengths is None else self.all_lengths
+
+  def part(self, chosen, ctc):
+    """A replica's part; chosen: slice; ctc: what targets are."""
+    targets = self.targets[chosen] if ctc else self.targets[:, chosen]
+    return Batch(self.x[:, chosen], self.lengths[chosen], targets, self.target_lengths[chosen], self.lengths)
 
 
 class Settings(NamedTuple):
@@ -76,13 +88,15 @@ def counted_frames(batch, over, dtype):
   """1 where a frame counts for the rate cost, [F, B, 1]; `over`: one of RATE_OVER."""
   if over == 'utterances':
     return real_frames(batch, dtype)
-  until_longest = tf.range(batch.x.shape[0])[:, None] < tf.reduce_max(batch.lengths)
+  until_longest = tf.range(batch.x.shape[0])[:, None] < tf.reduce_max(batch.lengths_of_all)
   return tf.cast(until_longest & (batch.lengths > 0), dtype)[..., None]
 
 
 def mean_rates(outputs, counted):
-  """Means of the outputs of each layer (list of [F, B, 2 N]) where `counted` [F, B, 1] is 1; list of [2 N]."""
-  return [tf.math.divide_no_nan(tf.reduce_sum(counted * z, [0, 1]), tf.reduce_sum(counted)) for z in outputs]
+  """Means of the outputs of each layer (list of [F, B, 2 N]) where `counted` [F, B, 1] is 1, over the whole batch; list of
+  [2 N]."""
+  sums, n = replicas.all_sum(([tf.reduce_sum(counted * z, [0, 1]) for z in outputs], tf.reduce_sum(counted)))
+  return [tf.math.divide_no_nan(total, n) for total in sums]
 
 
 def rate_signals(settings, outputs, counted, n_repeat):
@@ -97,12 +111,14 @@ def rate_signals(settings, outputs, counted, n_repeat):
   Returns:
     list of [F, B, 2 N]: 2 cost (f_j - target) / (number of steps) where a frame counts, else 0.
   """
-  scale = 2 * settings.rate_cost / (n_repeat * tf.reduce_sum(counted))
+  scale = 2 * settings.rate_cost / (n_repeat * replicas.all_sum(tf.reduce_sum(counted)))
   return [counted * (scale * (rate - settings.rate_target)) for rate in mean_rates(outputs, counted)]
 
 
 class Classifier:
   """A network, its readout and how they learn. `gradients` and `evaluate` are functions of weights, `variables` holds them.
+
+  On several replicas each is given its part of a batch, and what they return is of the whole batch, but for the logits.
 
   Args:
     network: networks.Network.
@@ -158,6 +174,7 @@ class Classifier:
     """Result for one batch, without learning and drop-out."""
     runs, _, logits, averages = self._forward(values(weights), batch, None)
     loss, _, error_rate = self._loss_and_error(logits, batch)
+    loss, error_rate = replicas.all_sum((loss, error_rate))
     return Result(loss, error_rate, mean_rates(averages, real_frames(batch, self.dtype)), logits)
 
   def gradients(self, weights, batch, seed=None, gradient_noise=0.0):
@@ -183,6 +200,7 @@ class Classifier:
       signals = self._signals(weights, batch, error_bar, held, averages, masks)
       of_layers = self.network.gradient(self._ends(batch), weights.layers, runs, signals, masks and masks[:-1])
     gradients = self.learning(Weights(of_layers, g_out, tf.reduce_sum(error, [0, 1]), g_out))
+    gradients, loss, error_rate = replicas.all_sum((gradients, loss, error_rate))
     if s.l2:
       gradients = [g + 2 * s.l2 * w for g, w in zip(gradients, self.learning(weights))]
     if s.grad_clip:
@@ -205,7 +223,7 @@ class Classifier:
     """
     result, gradients = self.gradients(self.variables, batch, seed, gradient_noise)
     learning = self.learning(self.variables)
-    optimizer.apply(gradients, learning)
+    replicas.apply(optimizer, gradients, learning)
     if self.adaptive:
       kolen_pollack(self.variables.w_out, self.variables.feedback, self.settings.readout_decay)
     if weight_noise and seed is not None:
@@ -218,15 +236,15 @@ class Classifier:
     keep = self.settings.keep
     if keep == 1 or seed is None:
       return None
-    sizes = [*self.input_sizes, self.variables.w_out.shape[0]]
-    return [tf.cast(tf.random.stateless_uniform([*batch.x.shape[:2], n], seed + [0, k]) < keep, self.dtype) / keep
-            for k, n in enumerate(sizes)]
+    sizes, shape = [*self.input_sizes, self.variables.w_out.shape[0]], (batch.x.shape[0], batch.lengths_of_all.shape[0])
+    draws = (tf.random.stateless_uniform([*shape, n], seed + [0, k]) for k, n in enumerate(sizes))
+    return [tf.cast(replicas.own(draw, 1) < keep, self.dtype) / keep for draw in draws]
 
   def _ends(self, batch):
     """Frame of each utterance at which the backward direction begins, int32 [B]."""
     if self.settings.reverse == 'utterance':
       return batch.lengths
-    return tf.fill(batch.lengths.shape, tf.reduce_max(batch.lengths))
+    return tf.fill(batch.lengths.shape, tf.reduce_max(batch.lengths_of_all))
 
   def _forward(self, weights, batch, masks):
     """LayerRuns; what is read out, [F, B, D] or for CTC [T, B, D]; logits [F, B, K]; outputs [F, B, 2 N] of each layer."""
@@ -267,7 +285,7 @@ class Classifier:
   def _loss_and_error(self, logits, batch):
     """Loss [], its derivative with respect to the logits [F, B, K], and the framewise error rate []."""
     there = tf.cast(batch.lengths > 0, self.dtype)                                        # [B]
-    per_utterance = there / tf.maximum(tf.reduce_sum(there), 1)
+    per_utterance = there / tf.maximum(tf.reduce_sum(tf.cast(batch.lengths_of_all > 0, self.dtype)), 1)
     if self.settings.loss == 'framewise':
       weight = per_utterance / tf.cast(tf.maximum(batch.lengths, 1), self.dtype)
       weight = weight * real_frames(batch, self.dtype)[..., 0]                            # [F, B]

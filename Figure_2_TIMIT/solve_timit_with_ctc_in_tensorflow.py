@@ -72,7 +72,7 @@ def main():
   else:
     program.preset(n_neuron=800)
   n = FLAGS.n_neuron
-  with experiment.device():
+  with experiment.devices():
     corpus = training.load_corpus()
     if FLAGS.model == 'lsnn':
       n_regular = int(FLAGS.n_split * n)

@@ -19,6 +19,7 @@ import data
 from evaluation import Evaluator, report
 from experiment import rng
 import files
+import replicas
 import result_plots
 import scores
 
@@ -177,22 +178,22 @@ class Best:
 
   def __init__(self, weights):
     self.weights = weights
-    self.kept = {f'best_{name}': tf.Variable(w) for name, w in weights.items()}
+    self.kept = {f'best_{name}': tf.Variable(w.numpy()) for name, w in weights.items()}
     self.error, self.epoch = tf.Variable(np.inf, dtype=tf.float64), tf.Variable(0)
     self.variables = dict(self.kept, best_error=self.error, best_epoch=self.epoch)
 
   def offer(self, error, epoch):
     """Keeps the weights if their validation error is the lowest so far."""
-    if error < self.error:
+    if error < self.error.numpy():
       self.error.assign(error)
       self.epoch.assign(epoch)
       for name, w in self.weights.items():
-        self.kept[f'best_{name}'].assign(w)
+        self.kept[f'best_{name}'].assign(w.numpy())
 
   def restore(self):
     """Gives the network its best weights; returns them as a dict of arrays."""
     for name, w in self.weights.items():
-      w.assign(self.kept[f'best_{name}'])
+      w.assign(self.kept[f'best_{name}'].numpy())
     return {name: w.numpy() for name, w in self.weights.items()}
 
 
@@ -242,11 +243,13 @@ def train(script, network, settings, corpus, optimizer='adam', ramp=0, decay_in_
     noise_start = (noise_epoch_start + 1) * per_epoch + 1
   decay_every = FLAGS.lr_decay_every * (per_epoch if decay_in_epochs else 1)
   schedule = Schedule(per_epoch, ramp, decay_every, noise_start)
-  update = tf.function(lambda batch, seed, noise: classifier.update(optimizer, batch, seed, noise, weight_noise))
+  update = replicas.function(lambda batch, seed, noise: classifier.update(optimizer, batch, seed, noise, weight_noise))
   stream = training_batches(corpus.train, per_epoch, n_phones, evaluate.ctc, run.iteration + 1, input_noise, window)
   for iteration in run.iterations(FLAGS.n_epochs * per_epoch, FLAGS.print_every if FLAGS.print_every > 0 else per_epoch):
     optimizer.learning_rate.assign(schedule.learning_rate(iteration))
-    result = update(next(stream), tf.constant([FLAGS.seed, iteration]), schedule.gradient_noise(iteration))
+    batch = next(stream)
+    parts = replicas.each(FLAGS.batch, lambda part, batch=batch: batch.part(part, evaluate.ctc))
+    result = update(parts, tf.constant([FLAGS.seed, iteration]), schedule.gradient_noise(iteration))
     rate, epoch = np.mean(np.concatenate(result.rates)), -(-iteration // per_epoch)
     run.guard(iteration, float(result.loss), rate if network.spiking else None)
     validation = {}
@@ -257,7 +260,8 @@ def train(script, network, settings, corpus, optimizer='adam', ramp=0, decay_in_
             rate_hz=1000 * rate if network.spiking else None, learning_rate=schedule.learning_rate(iteration),
             validation_loss=validation.get('loss'), validation_error=validation.get('error'))
   stream.close()
-  finish(run, evaluate, best, corpus)
+  if replicas.leads():
+    finish(run, evaluate, best, corpus)
 
 
 def finish(run, evaluate, best, corpus):
@@ -270,6 +274,6 @@ def finish(run, evaluate, best, corpus):
   if FLAGS.plot:
     result_plots.learning_curve(run.path('metrics.csv'), run.path('learning_curve.png'),
                                 'phone error' if evaluate.ctc else 'frame error', corpus.metadata['label'])
-  epoch = int(best.epoch)
-  run.finish(last, dict(summary, best_epoch=epoch, best_validation_error=float(best.error)),
+  epoch = int(best.epoch.numpy())
+  run.finish(last, dict(summary, best_epoch=epoch, best_validation_error=float(best.error.numpy())),
              [f'after {FLAGS.n_epochs} epochs; the best validation error came after epoch {epoch}', *lines], signs)

@@ -113,7 +113,7 @@ def convolution_step(agent, layer, traces, sums, pre, h):
   return traces._replace(eps_v=eps_v, leak=layer.decay - layer.thr * psi, e_bar=e_bar), sums + outside[:, :, :, None] * eps_v
 
 
-def hardcoded(agent, costs, weights, window, traces=None, seen=None, feedback=None):
+def hardcoded(agent, costs, weights, window, traces=None, feedback=None, seen=None):
   """E-prop's gradient by traces that run forward in time.
 
   Args:

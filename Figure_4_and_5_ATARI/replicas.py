@@ -143,6 +143,15 @@ def in_order(tensor):
   return all_sum(tf.tensordot(here, tensor, 0)), k
 
 
+def own(tensor, axis):
+  """The replica's part of a tensor of the whole batch that lies along an axis, within a `function`; elsewhere all of it."""
+  replica = _replica()
+  if replica is None:
+    return tensor
+  mine = part(tensor.shape[axis], _number(replica))
+  return tf.gather(tensor, tf.range(mine.start, mine.stop), axis=axis)
+
+
 def whole(tensor, n_items, axis):
   """A tensor of the whole batch from those of its parts, within a `function`; elsewhere the tensor as it is.
 
@@ -154,8 +163,8 @@ def whole(tensor, n_items, axis):
   replica = _replica()
   if replica is None:
     return tensor
-  own = part(n_items, _number(replica))
-  return all_sum(tf.pad(tensor, [[own.start, n_items - own.stop] if k == axis else [0, 0] for k in range(tensor.shape.rank)]))
+  mine = part(n_items, _number(replica))
+  return all_sum(tf.pad(tensor, [[mine.start, n_items - mine.stop] if k == axis else [0, 0] for k in range(tensor.shape.rank)]))
 
 
 def total(arrays):

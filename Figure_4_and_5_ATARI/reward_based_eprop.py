@@ -212,7 +212,7 @@ def backward(agent, costs, weights, records, plan, first, adjoints, sums, feedba
   return adjoints, tf.nest.map_structure(tf.add, sums, products(agent, records, posts))
 
 
-def autodiff(agent, costs, weights, window, state, seen=None, feedback=None, bptt=False):
+def autodiff(agent, costs, weights, window, state, feedback=None, bptt=False, seen=None):
   """The gradient by automatic differentiation of a second simulation. Slow and large; not to be compiled with XLA.
 
   Args:

@@ -83,14 +83,14 @@ def make_learner(agent, weights, n_frames=0):
     return lambda played, *signal: learner(weights, played.records, tf.constant(played.action), *signal), lambda: None
   see = tf.function(lambda records: observe(agent, costs, records))
   if FLAGS.eprop_impl == 'autodiff':
-    compiled = tf.function(lambda *arguments: autodiff(agent, costs, weights, *arguments, bptt=bptt))
+    compiled = tf.function(lambda window, state, seen: autodiff(agent, costs, weights, window, state, bptt=bptt, seen=seen))
 
     def learn_from(played, *signal):
       window = played.window(*signal)
       return compiled(window, played.state, of_whole_batch(see(window.records)))
 
     return learn_from, lambda: None
-  online = tf.function(lambda *arguments: hardcoded(agent, costs, weights, *arguments))
+  online = tf.function(lambda window, traces, seen: hardcoded(agent, costs, weights, window, traces, seen=seen))
   carried = [None]
 
   def learn(played, *signal):
