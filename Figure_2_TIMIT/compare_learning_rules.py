@@ -84,6 +84,7 @@ def train_all(path, curves_path, corpus, identity):
   """Trains, and writes the CSVs of results and of learning curves after each run; returns whether all have finished."""
   jobs = jobs_of(corpus, identity)
   others, other_curves = others_in(path, COLUMNS), others_in(curves_path, CURVE_COLUMNS)
+  comparison.say_what_is_kept(row['network'] for row in others)
 
   def collect(finished):
     rows, curves = [], []

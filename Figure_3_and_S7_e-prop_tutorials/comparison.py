@@ -135,6 +135,13 @@ def train(jobs, collect):
   return not failed
 
 
+def say_what_is_kept(names):
+  """Says which rules or networks of a table are from earlier commands."""
+  names = list(dict.fromkeys(names))
+  if names:
+    print(f'kept in the table from earlier commands, whose flags are not compared: {", ".join(names)}', flush=True)
+
+
 def end(complete):
   """Says at the end what is missing; exit code 1 if something is."""
   if not complete:

@@ -89,6 +89,7 @@ def train_all(path, curve_path):
           for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
   others = [[row for row in read(name, columns) if row['rule'] not in FLAGS.rules] if os.path.exists(name) else []
             for name, columns in ((path, COLUMNS), (curve_path, CURVE))]
+  comparison.say_what_is_kept(row['rule'] for row in others[0])
 
   def collect(finished):
     both = [rows_of(job, *key) for key, job in jobs.items() if job in finished]
@@ -102,8 +103,8 @@ def read(path, columns):
   """Rows of a CSV file of these columns, the first of which is the rule."""
   rows = files.read_csv(path, columns[:1], columns[1:])
   for row in rows:
-    if row['rule'] not in RULES:
-      raise files.UserError(f'{path} is damaged: there is no rule {row["rule"]}')
+    if row['rule'] not in RULES or not row.get('score', row.get('return_200')):
+      raise files.UserError(f'{path} is damaged: the row of {row["rule"]}, seed {row["seed"]}, has no result')
   return [{name: row[name] for name in columns} for row in rows]
 
 
@@ -121,7 +122,7 @@ def print_table(rows, curves):
     runs = [row for row in rows if row['rule'] == rule]
     line = f'{rule:21s} score {spread([float(row["score"]) for row in runs])}'
     if FLAGS.level_name == PONG:
-      line += f'; last 3 iterations\' return_200 {spread([np.mean(r[-3:]) for _, r in curves[rule].values()])}'
+      line += f'; last 3 iterations\' return_200 {spread([np.mean(r[-3:]) for _, r in curves.get(rule, {}).values()] or [np.nan])}'
     seconds = [float(row['seconds_to_learn']) for row in runs if row['seconds_to_learn']]
     if seconds:
       line += f'; {len(seconds)} reached {LEARNED} in training, after {min(seconds):.0f} to {max(seconds):.0f} s'
