@@ -46,7 +46,8 @@ flags.DEFINE_float('reg_rate', 10.0, 'target rate [Hz]', 0.0, 1e6)
 flags.DEFINE_enum('reg_over', 'batch', RATE_OVER, 'mean rates of the regularisation: over all steps of the padded batch, as '
                   'published, or over the utterances alone')
 flags.DEFINE_bool('ramping_learning_rate', True, 'let the learning rate rise over the first 100 updates')
-flags.DEFINE_integer('truncT', -1, 'frames of the random window to which each batch is cropped; -1: whole utterances', lower_bound=-1)
+flags.DEFINE_integer('truncT', -1, 'frames of the random window to which each batch is cropped; -1: whole utterances',
+                     lower_bound=-1)
 
 
 def main():

@@ -53,7 +53,8 @@ flags.DEFINE_float('momentum', 0.9, 'momentum, or the first decay of Adam', 0.0,
 flags.DEFINE_float('l2', 1e-5, 'L2 regularisation: l2 times the sum of squares of all that is trained', lower_bound=0.0)
 flags.DEFINE_float('gd_noise', 0.06 ** 2 * 10, 'standard deviation of noise on the gradient, from the update on that '
                    '--noise_step_start says', lower_bound=0.0)
-flags.DEFINE_integer('noise_step_start', -1, 'number of updates after which the noise on the gradient begins; -1: never', lower_bound=-1)
+flags.DEFINE_integer('noise_step_start', -1, 'number of updates after which the noise on the gradient begins; -1: never',
+                     lower_bound=-1)
 flags.DEFINE_float('drop_out_probability', -1.0, 'probability with which drop-out keeps an input of a layer or of the readout; '
                    '-1: no drop-out', -1.0, 1.0)
 # Output
