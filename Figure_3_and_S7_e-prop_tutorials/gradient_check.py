@@ -26,22 +26,21 @@ def gradient_errors(cell, n_in=10, n_steps=60, n_batch=2, gain=1.0, seed=0):
   weights = Weights(gain * draw(n_in, n) / n_in ** 0.5, gain * draw(n, n) / n ** 0.5)
   signal = LearningSignal(direct=draw(n_steps, n_batch, n))
 
-  def gradient(bptt, impl):
-    layer = Layer(cell, bptt, impl)
+  layers = {(bptt, impl): Layer(cell, bptt, impl) for bptt, impl in (
+      (False, 'adjoint'), (False, 'hardcoded'), (False, 'autodiff'), (True, 'adjoint'), (True, 'autodiff'))}
 
-    @tf.function
-    def compute():
-      run = layer.forward(x, weights)
-      return run.rate, layer.gradient(x, weights, run.memory, signal).weights
+  @tf.function
+  def gradients():
+    run = Layer(cell).forward(x, weights)
+    return run.rate, [layer.gradient(x, weights, run.memory, signal).weights for layer in layers.values()]
 
-    rate, gradients = compute()
-    if not np.max(rate) > 0 or np.max(rate) == 1:
-      raise ValueError(f'the mean rates are {np.min(rate):.3g} to {np.max(rate):.3g} spikes per step: try another gain')
-    return gradients
+  rate, results = gradients()
+  if not np.max(rate) > 0 or np.max(rate) == 1:
+    raise ValueError(f'the mean rates are {np.min(rate):.3g} to {np.max(rate):.3g} spikes per step: try another gain')
+  results = dict(zip(layers, results))
 
   def error(bptt, impl):
-    pairs = zip(gradient(bptt, impl), autodiff[bptt])
+    pairs = zip(results[bptt, impl], results[bptt, 'autodiff'])
     return max(float(tf.reduce_max(tf.abs(a - b)) / tf.reduce_max(tf.abs(b))) for a, b in pairs)
 
-  autodiff = [gradient(bptt, 'autodiff') for bptt in (False, True)]
   return {'adjoint': error(False, 'adjoint'), 'hardcoded': error(False, 'hardcoded'), 'BPTT': error(True, 'adjoint')}

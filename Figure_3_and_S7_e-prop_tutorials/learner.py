@@ -26,7 +26,8 @@ class Learner:
     n_shards: parts of the batch that are simulated side by side, one per processor core.
 
   Raises:
-    ValueError: an argument is none of the named ones, or BPTT was asked for in its hardcoded form, which e-prop alone has.
+    ValueError: an argument is none of the named ones, BPTT was asked for in its hardcoded form, which e-prop alone has, or a
+      subclass has a learning signal of its own, which the adjoint implementation alone asks for.
   """
 
   def __init__(self, cell, readout, regularisation, bptt=False, impl='adjoint', n_shards=1):
@@ -35,6 +36,8 @@ class Learner:
                        f'got {readout.loss!r}, {regularisation.kind!r}')
     if n_shards < 1:
       raise ValueError(f'n_shards must be at least 1, got {n_shards}')
+    if impl != 'adjoint' and type(self).signal is not Learner.signal:
+      raise ValueError(f'a learning signal of your own needs the adjoint implementation, got {impl!r}')
     self.layer = Layer(cell, bptt, impl)
     self.readout, self.regularisation, self.n_shards = readout, regularisation, n_shards
     self._forward = tf.function(self._forward_shard, jit_compile=True)
@@ -46,7 +49,7 @@ class Learner:
     self._alone, self._evaluate_alone = tf.function(self._learn), tf.function(self._evaluate)
 
   def signal(self, error, feedback, rate_term):
-    """The learning signal: the one place to change for somebody with another one.
+    """The learning signal of the adjoint implementation: the one place to change for somebody with another one.
 
     Args:
       error: at the outputs, [T, B, K].

@@ -54,7 +54,7 @@ class CurrentBasedNeuron(Neuron):
     v: tf.Tensor  # membrane potential
     z: tf.Tensor  # spikes
 
-  def __init__(self, units, thr=0.1, tau=20.0, tau_syn=10.0, **kwargs):  # ms
+  def __init__(self, units, thr=0.4, tau=20.0, tau_syn=10.0, **kwargs):  # ms
     super().__init__(units, **kwargs)
     self.thr, self.alpha, self.alpha_syn = map(self.constant, (thr, exp_decay(tau), exp_decay(tau_syn)))
 
