@@ -54,7 +54,7 @@ def start(mirrored=True):
   Raises:
     UserError: the surroundings make no sense, a port is in use, or a worker does not come.
   """
-  addresses, index = _from_slurm() if FLAGS.cluster == 'slurm' else _from_tf_config()
+  addresses, index = workers_of_slurm() if FLAGS.cluster == 'slurm' else workers_of_tf_config()
   if not addresses and FLAGS.n_workers > 1:
     sys.exit(supervise(FLAGS.n_workers))
   replicas.join()
@@ -99,7 +99,7 @@ def _tf_config(addresses, index):
   return json.dumps(dict(cluster=dict(worker=addresses), task=dict(type='worker', index=index)))
 
 
-def _from_tf_config():
+def workers_of_tf_config():
   """Addresses of all workers and the number of this one as TF_CONFIG says; [] and 0 where it is not set."""
   text = os.environ.get('TF_CONFIG')
   if not text:
@@ -120,7 +120,7 @@ def _from_tf_config():
   return addresses, index
 
 
-def _from_slurm():
+def workers_of_slurm():
   """The same from the variables that srun sets; which GPUs a task sees is srun's to say (--gpus-per-task)."""
   try:
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=2 ** 16, gpus_per_task=1, auto_set_gpu=False)

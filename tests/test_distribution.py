@@ -1,19 +1,22 @@
-"""Several workers compute what one computes; they end together, and say why. What scripts do with them: the scripts' tests."""
+"""Several workers compute what one computes; they end together, and say why."""
+import csv
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-from absl import flags
 import numpy as np
 import pytest
 
 import distribution
 import replicas
 from files import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 PROGRAM = '''
 """Sums over the replicas, in steps; what a training script does, in small."""
@@ -52,7 +55,8 @@ def train():
     replicas.apply(optimizer, [gradient], [w])
     return tf.reduce_sum(gradient ** 2), n, tf.cumsum(rows)[-1]
 
-  run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), {{'w': w, **{{f'o{{k}}': v.value for k, v in enumerate(optimizer.variables)}}}})
+  run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), {{'w': w, **{{f'o{{k}}': v.value for k, v in enumerate(optimizer.variables)}}}},
+                       ('n_iter', 'wait', 'fails'))
   for iteration in run.iterations(FLAGS.n_iter, 1):
     time.sleep(FLAGS.wait)
     if replicas.leads() == (FLAGS.fails == 0) and FLAGS.fails >= 0:
@@ -85,21 +89,175 @@ def start(script, folder, *arguments, env=None, name='run'):
   return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, **env or {}))
 
 
-def call(*arguments, expect=0, **options):
-  process = start(*arguments, **options)
+def end(process, expect=0):
+  """Waits for a process; returns what it printed on stdout and stderr."""
   out, err = process.communicate(timeout=300)
-  assert process.returncode == expect, out + err
+  assert process.returncode == expect and 'Traceback' not in err, out + err
   return out, err
 
 
-def numbers(folder, name='run'):
-  return np.loadtxt(folder / 'program' / name / 'metrics.csv', delimiter=',', skiprows=1, ndmin=2)
+def rows(folder, script='program', name='run'):
+  """metrics.csv without columns of time, numbers or None."""
+  with open(folder / script / name / 'metrics.csv', newline='') as file:
+    return [{key: float(value) if value else None for key, value in row.items() if key != 'frames_per_s'}
+            for row in csv.DictReader(file)]
 
 
-def test_workers_compute_what_one_computes(script, tmp_path):
-  call(script, tmp_path, name='one')
-  out, err = call(script, tmp_path, '--n_workers=2', name='two')
-  assert 'done' in out and out.count('iteration 3/3') == 1 and not err
-  one, two = numbers(tmp_path, 'one'), numbers(tmp_path, 'two')
-  np.testing.assert_allclose(two[:, :4], one[:, :4], rtol=1e-12)
-  assert (two[:, 4] == 14).all() and (one[:, 4] == 7).all() and (one[:, 2] == 7).all()
+def assert_equal(a, b, tolerance=1e-10):
+  assert len(a) == len(b) > 0
+  for x, y in zip(a, b):
+    assert {key for key in x if x[key] is None} == {key for key in y if y[key] is None}
+    for key in x:
+      assert x[key] is None or abs(x[key] - y[key]) <= tolerance * max(1e-30, abs(x[key])), (key, x, y)
+
+
+def free_ports(n):
+  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(n)]
+  ports = [s.getsockname()[1] for s in sockets]
+  for s in sockets:
+    s.close()
+  return ports
+
+
+def tf_config(ports, index):
+  return dict(TF_CONFIG=json.dumps(dict(cluster=dict(worker=[f'127.0.0.1:{port}' for port in ports]),
+                                        task=dict(type='worker', index=index))))
+
+
+def test_workers_compute_what_one_computes_and_resume_with_any_number(script, tmp_path):
+  """Three iterations of one worker; the same of two, by --n_workers and by TF_CONFIG; two more of one that goes on from two."""
+  ports = free_ports(2)
+  processes = [start(script, tmp_path, '--n_iter=5', name='one'), start(script, tmp_path, '--n_workers=2', name='two'),
+               *(start(script, tmp_path, '--n_iter=5', name='by_hand', env=tf_config(ports, k)) for k in range(2))]
+  _, (out, err), *_ = [end(process) for process in processes]
+  assert 'done' in out and out.count('iteration 3/3') == 1 and not err  # the leader's
+  end(start(script, tmp_path, '--n_iter=5', '--resume', name='two'))
+  one = rows(tmp_path, name='one')
+  for name in ('two', 'by_hand'):
+    several = rows(tmp_path, name=name)
+    for row in several:
+      row['total'] = one[0]['total'] if row['total'] in (7, 14) else None
+    assert_equal(several, one, 1e-12)
+  assert all(row['n'] == 7 for row in one)
+
+
+@pytest.mark.parametrize('victim', ['leader', 'other'])
+def test_killed_worker_ends_all_with_a_sentence(script, tmp_path, victim):
+  process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', '--checkpoint_seconds=0')
+  folder = tmp_path / 'program' / 'run'
+  until = time.monotonic() + 200
+  while not (folder / 'checkpoints' / '3.npz').exists() and time.monotonic() < until:
+    time.sleep(0.02)
+  workers = [pid for pid in map(int, pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split())
+             if str(script).encode() in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()]
+  os.kill(workers[victim == 'other'], signal.SIGKILL)
+  killed = time.monotonic()
+  _, err = end(process, 1)
+  assert time.monotonic() - killed < 60 and 'signal 9' in err
+  assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in workers)
+  assert ('goes on after iteration' in err) == (victim == 'other')  # the leader says so itself
+  done = int(max((folder / 'checkpoints').glob('*.npz'), key=lambda path: int(path.stem)).stem)
+  end(start(script, tmp_path, f'--n_iter={done + 2}', '--resume'))
+  assert [row['iteration'] for row in rows(tmp_path)] == list(range(1, done + 3))
+
+
+def test_a_worker_that_fails_ends_all_and_is_heard(script, tmp_path):
+  by_other, by_leader = (start(script, tmp_path, '--n_workers=2', f'--fails={k}', name=f'by_{k}') for k in (1, 0))
+  _, err = end(by_other, 2)
+  assert 'worker 1 of 2: error: this one fails' in err
+  _, err = end(by_leader, 2)
+  assert err.count('this one fails') == 1 and err.count('error') == 1
+
+
+def test_interrupted_once(script, tmp_path):
+  """Ctrl-C and SIGTERM reach the launching process; the leader saves a checkpoint and says how to go on."""
+  process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02')
+  metrics = tmp_path / 'program' / 'run' / 'metrics.csv'
+  while not metrics.exists() or metrics.read_text().count('\n') < 4:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  _, err = end(process, 128 + signal.SIGTERM)
+  assert 'interrupted; --resume --run_name=run goes on after iteration' in err
+  assert len(rows(tmp_path)) == max(int(path.stem) for path in (tmp_path / 'program' / 'run' / 'checkpoints').glob('*.npz'))
+
+
+@pytest.mark.parametrize('text, words', [
+    ('no JSON', 'no JSON'), ('{}', 'names no worker'), ('[1]', 'names no worker'),
+    ('{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "ps", "index": 0}}', 'names no worker')])
+def test_tf_config_that_makes_no_sense(monkeypatch, text, words):
+  monkeypatch.setenv('TF_CONFIG', text)
+  with pytest.raises(UserError, match=words):
+    distribution.workers_of_tf_config()
+
+
+def test_who_one_is(monkeypatch):
+  monkeypatch.delenv('TF_CONFIG', raising=False)
+  assert distribution.workers_of_tf_config() == ([], 0)
+  cluster = dict(chief=['a:1'], worker=['b:2', 'c:3'])
+  for task, index in ((dict(type='chief', index=0), 0), (dict(type='worker', index=1), 2)):
+    monkeypatch.setenv('TF_CONFIG', json.dumps(dict(cluster=cluster, task=task)))
+    assert distribution.workers_of_tf_config() == (['a:1', 'b:2', 'c:3'], index)
+  with pytest.raises(UserError, match='not started by srun'):
+    distribution.workers_of_slurm()
+  for name, value in dict(PROCID=2, STEP_NUM_TASKS=3, STEP_NODELIST='n[1-2]', STEP_TASKS_PER_NODE='2,1').items():
+    monkeypatch.setenv(f'SLURM_{name}', str(value))
+  assert distribution.workers_of_slurm() == (['n1:8888', 'n1:8889', 'n2:8888'], 2)
+
+
+def test_workers_that_do_not_meet():
+  a, b = free_ports(2)
+  with pytest.raises(UserError, match=f'worker 1 at 127.0.0.1:{b} has not come within 0.3 s'):
+    distribution.meet([f'127.0.0.1:{a}', f'127.0.0.1:{b}'], 0, 0.3)
+  with socket.create_server(('127.0.0.1', a)), pytest.raises(UserError, match=f'port {a} of worker 0 cannot be used'):
+    distribution.meet([f'127.0.0.1:{a}', f'127.0.0.1:{b}'], 0, 0.3)
+  with socket.create_server(('127.0.0.1', b)):
+    distribution.meet([f'127.0.0.1:{a}', f'127.0.0.1:{b}'], 0, 0.3)
+
+
+def test_parts_cover_a_batch():
+  replicas.join(None, 1, 3)
+  try:
+    assert [replicas.part(7, k) for k in range(3)] == [slice(0, 3), slice(3, 5), slice(5, 7)]
+    assert [replicas.part(3, k) for k in range(3)] == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    with pytest.raises(UserError, match='a batch of 2 cannot be shared by 3'):
+      replicas.part(2, 0)
+    assert not replicas.leads() and replicas.worker() == 1
+  finally:
+    replicas.join()
+  assert replicas.leads() and replicas.each(7, lambda part: part) == slice(0, 7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The figures
+
+
+def test_rules_of_figure_3():
+  """On two replicas in one process, as with MirroredStrategy on two GPUs."""
+  done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'replicas_of_figure_3.py')], capture_output=True, text=True,
+                        timeout=500, check=False)
+  assert done.returncode == 0 and float(done.stdout.split()[-1]) < 1e-10, done.stdout + done.stderr
+
+
+SCRIPTS = {  # script: arguments that are worth two workers, from a batch that does not divide evenly
+    'Figure_3_and_S7_e-prop_tutorials/tutorial_pattern_generation.py': [
+        '--n_iter=5', '--n_batch=3', '--seq_len=100', '--n_out=2', '--feedback=adaptive', '--log_gradient_angle',
+        '--gradient_angle_every=2'],
+    'Figure_4_and_5_ATARI/main.py': [
+        '--level_name=catch', '--preset=laptop', '--parallel_episodes=5', '--total_environment_frames=900', '--eval_episodes=1',
+        '--eval_max_episode_len=10', '--eprop_impl=hardcoded', '--voltage_reg_method=avg_all', '--n_rec=20', '--n_filters_1=2',
+        '--n_filters_2=2', '--save_observations']}
+
+
+@pytest.mark.parametrize('path', SCRIPTS)
+def test_scripts(tmp_path, path):
+  for name, n in (('one', 1), ('two', 2)):
+    plots = '--nodo_plot'
+    end(start(ROOT / path, tmp_path, plots, f'--n_workers={n}', *SCRIPTS[path], name=name))
+  one, two = (rows(tmp_path, pathlib.Path(path).stem, name) for name in ('one', 'two'))
+  assert_equal(two, one)
+  assert len(one) >= 5
+  one, two = ([path.name for path in (tmp_path / pathlib.Path(path).stem / name).iterdir()] for name in ('one', 'two'))
+  assert sorted(one) == sorted(two)
