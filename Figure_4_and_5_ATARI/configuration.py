@@ -7,6 +7,7 @@ import tensorflow as tf
 from actor_critic import VOLTAGE_METHODS
 from agent import Agent
 import catch
+import distribution  # noqa: F401  (defines --n_workers)
 import environments
 from files import UserError
 import lsnn
