@@ -227,7 +227,8 @@ def curves(path, show=False):
         updates, errors = np.moveaxis(np.array([run[:length] for run in runs.values()]), -1, 0)
         axis.plot(updates[0], errors.mean(0), '.-', color=colour, label=f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})')
         axis.fill_between(updates[0], errors.min(0), errors.max(0), color=colour, alpha=0.2, lw=0)
-    axis.set(xlabel='update', ylabel='validation: wrong frames or phones (%)', ylim=(0, None), xlim=(0, None))
+    measure = 'phone error' if network.startswith('ctc') else 'wrong frames'
+    axis.set(xlabel='update', ylabel=f'validation: {measure} (%)', ylim=(0, None), xlim=(0, None))
     axis.set_title(NETWORKS.get(network, network).replace('\n', ' '), fontsize=10)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
