@@ -150,16 +150,18 @@ def end(complete):
 
 
 def _side_by_side(jobs):
-  """Runs jobs; yields each with None or what went wrong. Ends those that run if it is interrupted itself."""
+  """Runs jobs, each on its share of the cores and on a GPU of its own, where there are any; yields each with None or what went
+  wrong. Ends those that run if it is interrupted itself."""
   cores = machine.cores()
-  n_parallel = max(1, min(FLAGS.n_parallel, len(cores), len(jobs)))
-  shares = [cores[k::n_parallel] for k in range(n_parallel)]
+  gpus = [] if (FLAGS.device or '').startswith('CPU') else machine.gpus()
+  n_parallel = max(1, min(FLAGS.n_parallel, len(cores), len(jobs), len(gpus) or len(jobs)))
+  shares = [(cores[k::n_parallel], gpus[k:k + 1]) for k in range(n_parallel)]
   pending, running = list(jobs), []
   try:
     while pending or running:
       while pending and shares:
         job, share = pending.pop(0), shares.pop()
-        running.append((job, share, *_start(job, share)))
+        running.append((job, share, *_start(job, *share)))
       for one in list(running):
         job, share, process, log_size = one
         if process.poll() is not None:
@@ -171,7 +173,7 @@ def _side_by_side(jobs):
     _end_all([process for _, _, process, _ in running])
 
 
-def _start(job, share):
+def _start(job, share, gpus):
   """The process of a run, in a group of its own, so that Ctrl-C reaches it through this process only; the size of its log."""
   os.makedirs(job.folder, exist_ok=True)
   parent, name = os.path.split(job.folder)
@@ -180,8 +182,9 @@ def _start(job, share):
           *job.arguments, *resume]
   code = f'import sys; sys.path.insert(0, {HERE!r}); import machine; machine.run_script({share}, sys.argv[1:])'
   group = {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == 'win32' else {'start_new_session': True}
+  env = dict(os.environ, CUDA_VISIBLE_DEVICES=gpus[0]) if gpus else None
   with open(job.path('log.txt'), 'ab') as log:
-    return subprocess.Popen([sys.executable, '-c', code, *argv], stdin=subprocess.PIPE, stdout=log, stderr=log,
+    return subprocess.Popen([sys.executable, '-c', code, *argv], env=env, stdin=subprocess.PIPE, stdout=log, stderr=log,
                             **group), log.tell()
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -40,6 +41,18 @@ def cores():
   if hasattr(os, 'sched_getaffinity'):
     return sorted(os.sched_getaffinity(0))
   return list(range(os.cpu_count() or 1))
+
+
+def gpus():
+  """Names of the NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them; without asking TensorFlow."""
+  seen = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if seen is not None:
+    return [name for name in seen.split(',') if name not in ('', '-1')]
+  try:
+    return subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=20, check=True).stdout.split()
+  except (OSError, subprocess.SubprocessError):
+    return []
 
 
 def keep_to(chosen):
