@@ -16,10 +16,10 @@ from spiking_cnn import ConvLIF
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'chance'], 'train an agent, play games with --checkpoint, or with actions at '
-                  'random')
-flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'fishing_derby'], 'published values; those that learn fast on two cores; '
-                  'the latter for Fishing Derby')
+flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'chance'], 'train an agent, play games with --checkpoint, or with '
+                  'actions at random')
+flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'fishing_derby'], 'published values; those that '
+                  'learn fast on two cores; such for Fishing Derby')
 program.DEFINE_path('checkpoint', None, 'weights (.npz) to evaluate')
 program.DEFINE_path('restore_from', '', 'weights (.npz) to begin training with')
 program.DEFINE_path('restore_cnn_from', '', 'weights (.npz) of which to take the convolutional layers')

@@ -113,6 +113,91 @@ def convolution_step(agent, layer, traces, sums, pre, h):
   return traces._replace(eps_v=eps_v, leak=layer.decay - layer.thr * psi, e_bar=e_bar), sums + outside[:, :, :, None] * eps_v
 
 
+class Online:
+  """The rule at work on a window, one network step after the other; arguments as for `hardcoded`."""
+
+  def __init__(self, agent, costs, weights, window, feedback):
+    self.agent, self.costs, self.weights, self.records = agent, costs, weights, window.records
+    self.signals, self.returns = learning_signals(costs, window)
+    self.to_rnn, self.to_conv1, self.to_conv2 = tf.split(feedback, agent.feature_sizes)
+    self.decay = costs.discounting * costs.gae_lambda
+
+  def low_pass(self, x_bar, x):
+    """F_kappa."""
+    return self.agent.kappa * x_bar + (1 - self.agent.kappa) * x
+
+  def network_step(self, k, s, traces, sums, pre1, x_of_heads):
+    """Traces at one network step, s = 0 ... S - 1 of frame k. pre1: patches of the image; x_of_heads: [B, n_features + 1]."""
+    agent, records, n_batch = self.agent, self.records, pre1.shape[0]
+    h1, h2, h = records.h1[k, s], records.h2[k, s], records.h[k, s]
+    c1, voltage1 = convolution_step(agent, agent.conv1, traces.conv1, sums.voltage1, pre1, h1)
+    c2, voltage2 = convolution_step(agent, agent.conv2, traces.conv2, sums.voltage2, agent.conv2.patches(spike(h1)), h2)
+    z_before = records.z_before[k] if s == 0 else spike(records.h[k, s - 1])
+    pre = tf.concat([tf.reshape(spike(h2), [n_batch, -1]), z_before], 1)
+    e, eps = agent.cell.trace_step(h, pre, traces.rnn.eps)                                          # (22), (24), (25)
+    rnn = traces.rnn._replace(eps=eps, e_bar=self.low_pass(traces.rnn.e_bar, e))                    # (28)
+    _, g_v, g_a = lsnn_voltage(self.costs, agent.cell, records.v[k, s], records.a[k, s])
+    of_voltage = tf.reduce_sum(g_v[:, None] * eps.v + g_a[:, None] * traces.rnn.eps.a, 0)  # eps.a is that of the next step
+    sums = sums._replace(rnn=sums.rnn + of_voltage, e=sums.e + tf.reduce_sum(e, 0), voltage1=voltage1, voltage2=voltage2)
+    seen = lambda traces, x: traces._replace(x_bar=self.low_pass(traces.x_bar, x))
+    return Traces(c1, c2, seen(traces.view1, agent.conv1.view.patches(spike(h1))),
+                  seen(traces.view2, agent.conv2.view.patches(spike(h2))), rnn, seen(traces.heads, x_of_heads)), sums
+
+  def network_steps(self, k, traces, sums):
+    """Traces after the S steps of frame k, and sums."""
+    agent, records, weights = self.agent, self.records, self.weights
+    traces = cut(traces, records.reset[k])
+    pre1 = agent.conv1.patches(tf.cast(records.frame[k], agent.dtype)[..., None] / 255)
+    for s in range(agent.n_repeat):
+      features = [spike(records.h[k, s]), agent.conv1.view.see(spike(records.h1[k, s]), weights.view1),
+                  agent.conv2.view.see(spike(records.h2[k, s]), weights.view2)]
+      x_of_heads = tf.concat([*features, tf.ones_like(features[0][:, :1])], 1)
+      traces, sums = self.network_step(k, s, traces, sums, pre1, x_of_heads)
+    return traces, sums
+
+  def learn(self, k, traces, sums):
+    """What the end of agent step k adds to G and to the gradient; delta is known when the next frame has been seen."""
+    delta, signal, of_entropy = (x[k] for x in (self.signals.td_error, self.signals.policy_value, self.signals.entropy))
+
+    def accumulate(traces, total, L_e_bar):
+      G = self.decay * traces.G + L_e_bar
+      return traces._replace(G=G), total + tf.einsum('b,bqf->qf', delta, G)                                   # (36)
+
+    def of_layer(layer, b, view, of_neurons, of_view, total, total_view):
+      signal_j = tf.matmul(signal, b, transpose_b=True) / self.costs.reg_factor_cnn                           # (5)
+      at_neurons = tf.reshape(layer.view.spread(signal_j, view), [len(signal_j), -1, 1, layer.filters])
+      return (*accumulate(of_neurons, total, tf.reduce_sum(at_neurons * of_neurons.e_bar, 1)),
+              *accumulate(of_view, total_view, layer.view.trial_gradients(of_view.x_bar, signal_j)))
+
+    agent, weights = self.agent, self.weights
+    c1, g1, view1, g_view1 = of_layer(agent.conv1, self.to_conv1, weights.view1, traces.conv1, traces.view1, sums.conv1,
+                                      sums.view1)
+    c2, g2, view2, g_view2 = of_layer(agent.conv2, self.to_conv2, weights.view2, traces.conv2, traces.view2, sums.conv2,
+                                      sums.view2)
+    signal_j, entropy_j = (tf.matmul(x, self.to_rnn, transpose_b=True)[:, None] for x in (signal, of_entropy))  # (5)
+    rnn, g_rnn = accumulate(traces.rnn, sums.rnn, signal_j * traces.rnn.e_bar)
+    x_bar = traces.heads.x_bar[:, :, None]
+    of_heads, g_heads = accumulate(traces.heads, sums.heads, x_bar * signal[:, None])
+    sums = sums._replace(conv1=g1, conv2=g2, view1=g_view1, view2=g_view2,
+                         rnn=g_rnn + tf.reduce_sum(entropy_j * traces.rnn.e_bar, 0),
+                         heads=g_heads + tf.reduce_sum(x_bar * of_entropy[:, None], 0))
+    return Traces(c1, c2, view1, view2, rnn, of_heads), sums
+
+  def gradients(self, sums, seen, rate):
+    """Weights from Sums of the whole window; seen: Seen, rate: [N]."""
+    agent, costs, (n_frames, _, n_batch, n) = self.agent, self.costs, self.records.h.shape
+    n_steps = n_frames * agent.n_repeat
+    factors, of_convolutions = voltage_factors(costs, seen, n_steps), []
+    for layer, total, outside, pair in ((agent.conv1, sums.conv1, sums.voltage1, factors[:2]),
+                                        (agent.conv2, sums.conv2, sums.voltage2, factors[2:])):
+      above, below = (tf.reshape(factor, [factor.shape[0], -1, 1, layer.filters]) for factor in pair)
+      of_convolutions.append(layer.from_rows(total + tf.reduce_sum(above * outside[0] - below * outside[1], [0, 1])))
+    g_in, g_rec = tf.split(sums.rnn + rate_signal(costs, rate, n_steps, n_batch) * sums.e, [agent.conv2.units, n])
+    of_heads = (Affine(g[:-1], g[-1]) for g in tf.split(sums.heads, [agent.n_actions, 1], 1))
+    return Weights(*of_convolutions, eprop.Weights(g_in, without_autapses(g_rec)), *of_heads,
+                   agent.conv1.view.from_rows(sums.view1), agent.conv2.view.from_rows(sums.view2))
+
+
 def hardcoded(agent, costs, weights, window, traces=None, feedback=None, seen=None):
   """E-prop's gradient by traces that run forward in time.
 
@@ -122,94 +207,24 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None, seen=No
     weights: Weights.
     window: Window.
     traces: Traces after the step before the window, default `initial_traces`.
-    seen: Seen as others' trials change it, see reward_based_eprop.Learner; default: as observed.
     feedback: [n_features, A + 1] through which signals are broadcast, default the heads' weights.
+    seen: Seen as others' trials change it, see reward_based_eprop.Learner; default: as observed.
 
   Returns:
     Result, and Traces after the last of the window's N steps.
   """
-  cell, conv1, conv2, n_repeat, records = agent.cell, agent.conv1, agent.conv2, agent.n_repeat, window.records
-  n_frames, _, n_batch, n = records.h.shape
-  n_steps, n_in = n_frames * n_repeat, conv2.units
-  signals, returns = learning_signals(costs, window)
+  n_frames, n_batch = window.records.reset.shape
   weights = tf.nest.map_structure(tf.convert_to_tensor, weights)
-  feedback = heads(weights).w if feedback is None else feedback
-  to_rnn, to_conv1, to_conv2 = tf.split(feedback, agent.feature_sizes)
+  rule = Online(agent, costs, weights, window, heads(weights).w if feedback is None else feedback)
   traces = initial_traces(agent, n_batch) if traces is None else traces
-  decay = costs.discounting * costs.gae_lambda
-  low_pass = lambda x_bar, x: agent.kappa * x_bar + (1 - agent.kappa) * x                           # F_kappa
-
-  def network_step(k, s, traces, sums, pre1, x_of_heads):
-    """Traces at one network step, s = 0 ... S - 1 of frame k. pre1: patches of the image; x_of_heads: [B, n_features + 1]."""
-    h1, h2, h = records.h1[k, s], records.h2[k, s], records.h[k, s]
-    c1, voltage1 = convolution_step(agent, conv1, traces.conv1, sums.voltage1, pre1, h1)
-    c2, voltage2 = convolution_step(agent, conv2, traces.conv2, sums.voltage2, conv2.patches(spike(h1)), h2)
-    z_before = records.z_before[k] if s == 0 else spike(records.h[k, s - 1])
-    pre = tf.concat([tf.reshape(spike(h2), [n_batch, -1]), z_before], 1)
-    e, eps = cell.trace_step(h, pre, traces.rnn.eps)                                                # (22), (24), (25)
-    e_bar = low_pass(traces.rnn.e_bar, e)                                                           # (28)
-    _, g_v, g_a = lsnn_voltage(costs, cell, records.v[k, s], records.a[k, s])
-    of_voltage = tf.reduce_sum(g_v[:, None] * eps.v + g_a[:, None] * traces.rnn.eps.a, 0)  # eps.a is that of the next step
-    sums = sums._replace(rnn=sums.rnn + of_voltage, e=sums.e + tf.reduce_sum(e, 0), voltage1=voltage1, voltage2=voltage2)
-    seen = lambda traces, x: traces._replace(x_bar=low_pass(traces.x_bar, x))
-    return Traces(c1, c2, seen(traces.view1, conv1.view.patches(spike(h1))), seen(traces.view2, conv2.view.patches(spike(h2))),
-                  LSNNTraces(eps, e_bar, traces.rnn.G), seen(traces.heads, x_of_heads)), sums
-
-  def network_steps(k, traces, sums):
-    traces = cut(traces, records.reset[k])
-    pre1 = conv1.patches(tf.cast(records.frame[k], agent.dtype)[..., None] / 255)
-    for s in range(n_repeat):
-      features = [spike(records.h[k, s]),
-                  conv1.view.see(spike(records.h1[k, s]), weights.view1),
-                  conv2.view.see(spike(records.h2[k, s]), weights.view2)]
-      x_of_heads = tf.concat([*features, tf.ones_like(features[0][:, :1])], 1)
-      traces, sums = network_step(k, s, traces, sums, pre1, x_of_heads)
-    return traces, sums
-
-  def learn(k, traces, sums):
-    """What the end of agent step k adds to G and to the gradient; delta is known when the next frame has been seen."""
-    delta, signal, of_entropy = signals.td_error[k], signals.policy_value[k], signals.entropy[k]
-
-    def accumulate(traces, total, L_e_bar):
-      G = decay * traces.G + L_e_bar
-      return traces._replace(G=G), total + tf.einsum('b,bqf->qf', delta, G)                                   # (36)
-
-    def of_layer(layer, b, view, of_neurons, of_view, total, total_view):
-      signal_j = tf.matmul(signal, b, transpose_b=True) / costs.reg_factor_cnn                                # (5)
-      at_neurons = tf.reshape(layer.view.spread(signal_j, view), [n_batch, -1, 1, layer.filters])
-      return (*accumulate(of_neurons, total, tf.reduce_sum(at_neurons * of_neurons.e_bar, 1)),
-              *accumulate(of_view, total_view, layer.view.trial_gradients(of_view.x_bar, signal_j)))
-
-    c1, g1, view1, g_view1 = of_layer(conv1, to_conv1, weights.view1, traces.conv1, traces.view1, sums.conv1, sums.view1)
-    c2, g2, view2, g_view2 = of_layer(conv2, to_conv2, weights.view2, traces.conv2, traces.view2, sums.conv2, sums.view2)
-    signal_j, entropy_j = (tf.matmul(x, to_rnn, transpose_b=True)[:, None] for x in (signal, of_entropy))     # (5)
-    G = decay * traces.rnn.G + signal_j * traces.rnn.e_bar
-    g_rnn = sums.rnn + tf.reduce_sum(delta[:, None, None] * G + entropy_j * traces.rnn.e_bar, 0)              # (36)
-    x_bar = traces.heads.x_bar[:, :, None]
-    G_heads = decay * traces.heads.G + x_bar * signal[:, None]
-    g_heads = sums.heads + tf.reduce_sum(delta[:, None, None] * G_heads + x_bar * of_entropy[:, None], 0)
-    traces = Traces(c1, c2, view1, view2, traces.rnn._replace(G=G), traces.heads._replace(G=G_heads))
-    return traces, sums._replace(conv1=g1, conv2=g2, view1=g_view1, view2=g_view2, rnn=g_rnn, heads=g_heads)
-
   zeros = lambda array: tf.zeros(array.shape[1:], agent.dtype)
   pair = lambda array: tf.zeros([2, *array.shape], agent.dtype)
   sums = Sums(*(zeros(of_part.G) for of_part in traces), e=zeros(traces.rnn.G), voltage1=pair(traces.conv1.eps_v),
               voltage2=pair(traces.conv2.eps_v))
-  body = lambda k, traces, sums: (k + 1, *learn(k, *network_steps(k, traces, sums)))
+  body = lambda k, traces, sums: (k + 1, *rule.learn(k, *rule.network_steps(k, traces, sums)))
   _, traces, sums = tf.while_loop(lambda k, *_: k < n_frames - 1, body, (0, traces, sums))
-  _, sums = network_steps(n_frames - 1, traces, sums)                                    # the bootstrap frame
+  _, sums = rule.network_steps(n_frames - 1, traces, sums)                                    # the bootstrap frame
 
-  seen = observe(agent, costs, records) if seen is None else seen
-  losses, rate = all_losses(costs, window, signals.advantage[:-1], seen, n_steps)
-  factors = voltage_factors(costs, seen, n_steps)
-  of_convolutions = []
-  for layer, total, outside, pair in ((conv1, sums.conv1, sums.voltage1, factors[:2]),
-                                      (conv2, sums.conv2, sums.voltage2, factors[2:])):
-    above, below = (tf.reshape(factor, [factor.shape[0], -1, 1, layer.filters]) for factor in pair)
-    total += tf.reduce_sum(above * outside[0] - below * outside[1], [0, 1])
-    of_convolutions.append(layer.from_rows(total))
-  g_in, g_rec = tf.split(sums.rnn + rate_signal(costs, rate, n_steps, n_batch) * sums.e, [n_in, n])
-  of_heads = (Affine(g[:-1], g[-1]) for g in tf.split(sums.heads, [agent.n_actions, 1], 1))
-  gradients = Weights(*of_convolutions, eprop.Weights(g_in, without_autapses(g_rec)), *of_heads,
-                      conv1.view.from_rows(sums.view1), conv2.view.from_rows(sums.view2))
-  return Result(gradients, losses, returns, rate), traces
+  seen = observe(agent, costs, window.records) if seen is None else seen
+  losses, rate = all_losses(costs, window, rule.signals.advantage[:-1], seen, n_frames * agent.n_repeat)
+  return Result(rule.gradients(sums, seen, rate), losses, rule.returns, rate), traces

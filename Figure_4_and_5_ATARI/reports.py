@@ -56,7 +56,7 @@ def evaluate(folder, player, weights):
   summary = dict(score=scores.mean(), score_sd=scores.std(ddof=1) if len(scores) > 1 else 0.0, games=len(scores),
                  won=games.won.mean(), lost=(games.won - scores).mean(), episode_len=games.length.mean())
   score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
-  lines = [f'{score}, {summary["won"]:.2f} points won and {summary["lost"]:.2f} lost, {games.length.mean():.0f} agent steps each',
+  lines = [f'{score}, won {summary["won"]:.2f} points, lost {summary["lost"]:.2f}, {games.length.mean():.0f} agent steps each',
            f'published:  {PUBLISHED.get(FLAGS.level_name, "not available")}']
   metrics = os.path.join(folder, 'metrics.csv')
   if os.path.exists(metrics):

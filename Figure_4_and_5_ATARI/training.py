@@ -194,7 +194,8 @@ class Sums(NamedTuple):
 
   def row(self):
     """Columns of metrics.csv."""
-    of_games = {name: getattr(self, name) / FLAGS.parallel_episodes for name in ('score', 'won', 'return_200', 'return_clipped')}
+    names = ('score', 'won', 'return_200', 'return_clipped')
+    of_games = {name: getattr(self, name) / FLAGS.parallel_episodes for name in names}
     variance = lambda sum_, square: square / self.n_counted - (sum_ / self.n_counted) ** 2
     of_returns = variance(self.returns, self.returns_square)
     explained = 1 - variance(self.advantage, self.advantage_square) / of_returns if of_returns > 0 else None

@@ -1,11 +1,11 @@
 """Figures 4 and 5's programs as a user calls them."""
-import concurrent.futures
+import contextlib
 import csv
 import importlib.util
 import json
+import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 import zlib
@@ -18,20 +18,49 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'
 sys.path.append(str(FOLDER))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
 import environments  # noqa: E402
+import forks  # noqa: E402
 
 SMALL = ['--n_rec=20', '--n_filters_1=3', '--n_filters_2=2', '--n_rnn_step_factor=2', '--do_plot=False', '--dtype=float64']
 BROADCAST = ['--ba_cnn', '--noavg_ba_cnn', '--reg_factor_cnn=1']  # so that all of them learn from rewards
 
 
-def command(*arguments, script='main'):
-  return [sys.executable, str(FOLDER / f'{script}.py'), '--smoke', *map(str, arguments)]
+SCRIPTS = {}  # by name: forks.Script
 
 
-def call(*arguments, expect=0, script='main'):
-  """Runs a program to its end; returns it with its output as text."""
-  done = subprocess.run(command(*arguments, script=script), capture_output=True, text=True, timeout=600, check=False)
-  assert done.returncode == expect, done.stdout + done.stderr
-  return done
+@pytest.fixture(scope='module', autouse=True)
+def _closed():
+  yield
+  while SCRIPTS:
+    SCRIPTS.popitem()[1].close()
+
+
+def script(name):
+  """A program of the folder, ready to be called."""
+  if name not in SCRIPTS:
+    SCRIPTS[name] = forks.Script(FOLDER / f'{name}.py')
+  return SCRIPTS[name]
+
+
+def call_all(calls, expect=0, name='main'):
+  """Runs a program with each of some lists of flags to its end, two at a time; returns what forks.Script does."""
+  running, ended = [], []
+
+  def end():
+    ended.append(script(name).end(running.pop(0), 600))
+    assert ended[-1].code == expect, ended[-1].stdout + ended[-1].stderr
+
+  for flags in calls:
+    if len(running) == 2:
+      end()
+    running.append(script(name).start('--smoke', *flags))
+  while running:
+    end()
+  return ended
+
+
+def call(*flags, expect=0, name='main'):
+  """Runs a program to its end."""
+  return call_all([flags], expect, name)[0]
 
 
 def metrics(folder):
@@ -39,25 +68,19 @@ def metrics(folder):
     return list(csv.DictReader(file))
 
 
-def kill_when(ready, *arguments):
-  """Starts main.py and kills it once ready() holds."""
-  process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  while process.poll() is None and not ready():
+def kill_when(ready, started):
+  """Kills a call of main.py, and the processes it has started, once ready() holds."""
+  until = time.monotonic() + 300
+  while not ready() and time.monotonic() < until:
     time.sleep(0.02)
-  process.kill()
-  process.wait()
-  assert process.returncode == -signal.SIGKILL, 'it ended before'
-
-
-def side_by_side(function, cases):
-  """Values of function(*case), two at a time."""
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return list(pool.map(lambda case: function(*case), cases))
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(started[0], signal.SIGKILL)
+  assert script('main').end(started).code == -signal.SIGKILL, 'it ended before'
 
 
 def run_all(folder, common, runs):
   """Runs main.py with the flags of each of runs, {name: flags}."""
-  side_by_side(call, [(*common, *flags, f'--result_dir={folder}', f'--run_name={name}') for name, flags in runs.items()])
+  call_all([(*common, *flags, f'--result_dir={folder}', f'--run_name={name}') for name, flags in runs.items()])
 
 
 def rows(folder, *left_out):
@@ -124,15 +147,13 @@ def test_broadcast_convolutions_learn_unless_the_heads_alone_do(tmp_path):
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path):
   on_catch = {
       '--mode=eval': '--checkpoint', '--mode=eval --checkpoint=nowhere.npz': 'nowhere.npz', '--n_kernel_1=100': 'kernel',
-      '--discounting=2': 'discounting', '--nouse_eprop --eprop_impl=hardcoded': 'e-prop only', '--noavg_ba_cnn': '--ba_cnn',
+      '--discounting=2': 'discounting', '--entropy_cost=1,5': 'VALUE,FRAMES:VALUE',
+      '--nouse_eprop --eprop_impl=hardcoded': 'e-prop only', '--noavg_ba_cnn': '--ba_cnn',
       '--checkpoint=weights.npz': '--restore_from'}
   cases = [('--level_name=atari/chess', 'chess'), *((f'--level_name=catch {flags}', on_catch[flags]) for flags in on_catch)]
-  run = lambda flags, _: subprocess.run(command(*flags.split(), f'--result_dir={tmp_path}'), capture_output=True, text=True,
-                                        timeout=300, check=False)
-  for (flags, words), done in zip(cases, side_by_side(run, cases)):
-    errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert (done.returncode, len(errors)) == (2, 1), f'{flags}: {done.stdout}{done.stderr}'
-    assert words in errors[0] and 'Traceback' not in done.stderr, f'{flags}: {done.stderr}'
+  calls = [(*flags.split(), f'--result_dir={tmp_path}') for flags, _ in cases]
+  for (flags, words), done in zip(cases, call_all(calls, expect=2)):
+    assert len(done.errors) == 1 and words in done.errors[0] and 'Traceback' not in done.stderr, f'{flags}: {done.stderr}'
 
 
 def test_milestones():
@@ -156,7 +177,7 @@ def test_milestones():
 
 @pytest.mark.parametrize('flags', [
     ['--level_name=catch', '--total_environment_frames=4800', '--increase_episode_len_by=1'],
-    ['--level_name=atari/pong', '--noapply_after_end', '--n_processes=2', '--total_environment_frames=3200',
+    ['--level_name=atari/pong', '--noapply_after_end', '--n_workers=2', '--total_environment_frames=3200',
      '--max_episode_len_jitter=2', '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
   flags = [*flags, *SMALL, '--unroll_length=5', '--max_episode_len=8', '--increase_episode_len_every=400', '--epsilon=1e-5',
@@ -164,10 +185,12 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
            f'--result_dir={tmp_path}']
   whole, broken = tmp_path / 'main' / 'whole', tmp_path / 'main' / 'broken'
   wanted = np.random.default_rng().integers(8, 20)
-  ready = lambda: any((broken / 'checkpoints').glob('*.npz')) and len(metrics(broken)) >= wanted
+  ready = lambda: any((broken / 'checkpoints').glob('[0-9]*.npz')) and len(metrics(broken)) >= wanted
   # Checkpoints are rarer than iterations, so that rows of metrics.csv have none when the program is killed.
-  side_by_side(lambda function, *arguments: function(*arguments), [
-      (call, *flags, '--run_name=whole'), (kill_when, ready, *flags, '--run_name=broken', '--checkpoint_seconds=0.3')])
+  start = lambda *more: script('main').start('--smoke', *flags, *more)
+  uninterrupted = start('--run_name=whole')
+  kill_when(ready, start('--run_name=broken', '--checkpoint_seconds=0.3'))
+  assert script('main').end(uninterrupted, 600).code == 0
   n_killed = len(metrics(broken))
   done = call(*flags, '--run_name=broken', '--resume', '--checkpoint_seconds=0', '--print_every=1')
   n_first = int(done.stdout.split(maxsplit=2)[1])
@@ -183,6 +206,7 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
 
 ONCE = ['--learning_rate=0.01', '--learning_rate_decay=0', '--decay_every=80']  # the first iteration of 80 frames learns
 STILL = ['--learning_rate=0']
+PLAIN = ['--learning_rate=0.01', '--nouse_cubic_schedule']
 
 
 @pytest.fixture(scope='module')
@@ -194,6 +218,11 @@ def on_catch(tmp_path_factory):
   one_window = ['--unroll_length=9', '--max_episode_len=9', '--learning_rate=0.01', '--total_environment_frames=216']
   run_all(folder, common, dict(
       trained=ONCE, windows=[*ONCE, '--noapply_after_end'], still=STILL, still_windows=[*STILL, '--noapply_after_end'],
+      plain=PLAIN, scheduled=[*PLAIN, '--max_episode_len=8,160:4', '--learning_rate=0.01,160:0',
+                                '--total_environment_frames=200'],
+      discounted=[*PLAIN, '--discounting=0.99,160:0.5'], entropy=[*PLAIN, '--entropy_cost=0.0025,160:1'],
+      warming=['--learning_rate=0.01', '--critic_warmup_frames=1e6', '--entropy_cost=0'],
+      undivided=[*one_window, *STILL], divided=[*one_window, *STILL, '--normalise_advantages'],
       longer=[*ONCE, '--total_environment_frames=80'], still_heads=[*ONCE, '--learning_rate_heads=0'],
       one_window=one_window, one_window_each=[*one_window, '--noapply_after_end']))
   weights = f'{folder}/main/trained/final_weights.npz'
@@ -228,6 +257,38 @@ def test_heads_have_a_learning_rate_of_their_own(on_catch):
   heads = ['w_policy', 'b_policy', 'w_value', 'b_value']
   assert same(still_heads, still, heads) and same(still_heads, trained, [name for name in trained if name not in heads])
   assert not any(same(trained, still, [name]) for name in heads)
+
+
+def test_schedules_of_flags_change_what_they_say_when_they_say(on_catch):
+  """After two iterations of 80 frames; the discount is seen in the value's loss, the entropy's cost in the weights."""
+  plain, scheduled = rows(on_catch / 'plain'), rows(on_catch / 'scheduled')
+  columns = lambda name: [float(row[name]) for row in scheduled]
+  assert columns('max_episode_len') == [8, 8, 4] and columns('episode_len') == [8, 8, 4]
+  assert columns('learning_rate') == [0.01, 0.01, 0] and columns('frames') == [80, 160, 200]
+  assert scheduled[:2] == plain[:2] and scheduled[2] != plain[2]
+  discounted = rows(on_catch / 'discounted')
+  assert discounted[:2] == plain[:2] and discounted[2] == dict(plain[2], value_loss=discounted[2]['value_loss'], **{
+      name: discounted[2][name] for name in ('policy_loss', 'explained', 'advantage_sd')})
+  assert discounted[2]['value_loss'] != plain[2]['value_loss']
+  weights = [arrays(on_catch / name / 'final_weights.npz') for name in ('plain', 'entropy')]
+  assert rows(on_catch / 'entropy') == plain and not same(*weights, ['w_policy'])
+
+
+def test_critic_learns_first(on_catch):
+  """The policy's head waits, the value's and the LSNN do not."""
+  warming, still = (arrays(on_catch / name / 'final_weights.npz') for name in ('warming', 'still'))
+  assert same(warming, still, ['w_policy', 'b_policy']) and not same(warming, still, ['w_value'])
+  assert float(rows(on_catch / 'warming')[0]['policy_loss']) == 0 and not same(warming, still, ['w_rec'])
+
+
+def test_advantages_are_divided_by_their_running_deviation(on_catch):
+  """The first window gives its size, the third iteration's policy loss the mean of the two before."""
+  plain, divided = rows(on_catch / 'undivided'), rows(on_catch / 'divided')
+  numbers = lambda name, table=plain: np.array([float(row[name]) for row in table])
+  sd = numbers('advantage_sd')
+  weight = [0, 1 / sd[0], 1 / np.sqrt((0.99 * sd[0] ** 2 + sd[1] ** 2) / 1.99)]
+  np.testing.assert_allclose(numbers('policy_loss', divided), weight * numbers('policy_loss'), rtol=1e-9)
+  assert numbers('value_loss', divided).tolist() == numbers('value_loss').tolist()
 
 
 def test_restored_weights_play_as_in_the_run_they_come_from(on_catch):
@@ -328,11 +389,27 @@ def fishing_derby(tmp_path_factory):
                                    dict(noop_max=29), dict(frame_skip=4)], ids=str)
 def test_settings_reach_the_emulator(fishing_derby, other):
   """Frames are those of an environment with the flags' settings, and no others."""
-  settings = dict(maxpool=True, fire_reset=True, repeat_action_probability=1.0, noop_max=3, frame_skip=3, max_episode_len=20)
+  settings = dict(maxpool=True, fire_reset=True, repeat_action_probability=1.0, noop_max=3, frame_skip=3, max_episode_len=20,
+                  subtract_background=True)
   game = environments.make('atari/fishing_derby', 2, 0, environments.Settings(**{**settings, **other}))
   seed = np.random.default_rng([0, zlib.crc32(b'episodes'), 1]).integers(2 ** 31)
   frames = [game.reset(int(seed))] + [game.step([3, 3])[0] for _ in range(9)]  # the tenth step ends the games
   assert np.array_equal(arrays(fishing_derby / 'observations_1_1.npz')['observation'][:10], frames) == (not other)
+
+
+def test_rewards_are_clipped_before_they_are_learned_from(tmp_path):
+  """In steps of 100 frames the opponent wins several points; the agent cannot act."""
+  run_all(tmp_path, ['--level_name=atari/fishing_derby', *SMALL, '--num_action_repeats=100', '--repeat_action_probability=1',
+                     '--eval_max_episode_len=1', '--save_observations'], dict(both=[], gains=['--least_reward=0'],
+                                                                              half=['--reward_scale=0.5']))
+  runs = {name: tmp_path / 'main' / name for name in ('both', 'gains', 'half')}
+  reward = arrays(runs['both'] / 'observations_1_1.npz')['reward']
+  assert reward.min() < -1 and reward.max() <= 0
+  (both,), (gains,), (half,) = (rows(run) for run in runs.values())
+  assert float(both['score']) == -float(both['lost']) == reward.sum() / 2 and float(both['won']) == 0
+  assert float(both['return_clipped']) == float(half['return_clipped']) == np.clip(reward, -1, 1).sum() / 2
+  assert float(gains['return_clipped']) == 0 and gains['score'] == both['score']
+  assert len({row['value_loss'] for row in (both, gains, half)}) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,29 +421,38 @@ def test_fishing_derby_has_300_neurons(fishing_derby):
   assert flags['level_name'] == 'atari/fishing_derby' and flags['n_rec'] == 300
   weights, game = arrays(fishing_derby / 'final_weights.npz'), arrays(fishing_derby / 'game.npz')
   assert weights['w_rec'].shape == (300, 300) and weights['w_policy'].shape[1] == 6
-  assert game['n_regular'] == 180 and game['spikes'].shape == (10 * 5, 300) and len(game['action_names']) == 6
+  assert game['n_regular'] == 180 and game['spikes'].shape == (10 * 2, 300) and len(game['action_names']) == 6
 
 
 LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)
-WHOLE_GAMES = dict(LEARNS_FAST, apply_after_end=False, unroll_length=20, max_episode_len=3000, n_processes=2, tau=6.0,
-                   subtract_background=True, discounting=0.97)
+WHOLE_GAMES = dict(LEARNS_FAST, apply_after_end=False, n_workers=2, tau=6.0, subtract_background=True, gae_lambda=1.0,
+                   normalise_advantages=False, least_reward=-1.0, num_action_repeats=4)
 
 
 def test_presets_and_flags_that_win_over_them(tmp_path):
   """The values in config.json, which is written before training begins."""
   cases = {
       'catch': (['--level_name=catch', '--preset=laptop'], dict(
-          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0, n_processes=1,
+          LEARNS_FAST, apply_after_end=True, unroll_length=9, max_episode_len=9, max_episode_len_jitter=0, n_workers=1,
           tau=15.0, subtract_background=False, discounting=0.99)),
-      'pong': (['--level_name=atari/pong', '--preset=laptop'], WHOLE_GAMES),
+      'pong': (['--level_name=atari/pong', '--preset=laptop'], dict(
+          WHOLE_GAMES, unroll_length='20,5.05e7:40', max_episode_len='3000,5.05e7:10000', discounting='0.97,5.05e7:0.98',
+          entropy_cost='0.003,5.05e7:0.0005', total_environment_frames=8.64e7)),
+      'fishing_derby': (['--preset=fishing_derby'], dict(
+          WHOLE_GAMES, level_name='atari/fishing_derby', gae_lambda=0.99, normalise_advantages=True, least_reward=0.0,
+          num_action_repeats=8)),
+      'another': (['--level_name=atari/breakout', '--preset=laptop'], dict(
+          WHOLE_GAMES, unroll_length=20, max_episode_len=3000, discounting=0.97)),
       'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(
           WHOLE_GAMES, level_name='atari/pong', apply_after_end=True, unroll_length=30, epsilon=0.1, max_episode_len=7)),
       'paper': ([], dict(level_name='atari/pong', epsilon=1.0, reg_factor_cnn=1e8, use_cubic_schedule=True, n_rec=400,
-                         apply_after_end=True, unroll_length=100, max_episode_len=200, max_episode_len_jitter=25))}
+                         apply_after_end=True, unroll_length=100, max_episode_len=200, max_episode_len_jitter=25,
+                         gae_lambda=1.0, normalise_advantages=False, critic_warmup_frames=0.0, least_reward=-1.0,
+                         reward_scale=1.0))}
   config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
-  side_by_side(kill_when, [(config[name].exists, *flags, '--nosmoke', '--parallel_episodes=2', f'--result_dir={tmp_path}',
-                            f'--run_name={name}') for name, (flags, _) in cases.items()])
-  for name, (_, expected) in cases.items():
+  for name, (flags, expected) in cases.items():
+    started = script('main').start(*flags, '--parallel_episodes=2', f'--result_dir={tmp_path}', f'--run_name={name}')
+    kill_when(config[name].exists, started)
     values = json.loads(config[name].read_text())['flags']
     assert {key: values[key] for key in expected} == expected, name
 
@@ -377,7 +463,7 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
 
 def test_comparison_trains_replots_and_loses_nothing(tmp_path):
   flags = ['--level_name=catch', f'--out={tmp_path}/out']
-  compare = lambda *arguments, **options: call(*flags, *arguments, script='compare_learning_rules', **options)
+  compare = lambda *arguments, **options: call(*flags, *arguments, name='compare_learning_rules', **options)
   first = compare('--rules=lif,readout', f'--result_dir={tmp_path}')
   assert '2 runs ended, 0 missing' in first.stdout
   runs = {rule: tmp_path / 'comparison_smoke' / 'catch' / 'main' / f'{rule}_seed0' for rule in ('lif', 'readout')}
@@ -394,11 +480,10 @@ def test_comparison_trains_replots_and_loses_nothing(tmp_path):
   before = files()
   picture.unlink()
   # The figure once more without the runs, and a mistake, whatever else stands beside it.
-  replotted, mistaken = side_by_side(lambda *arguments: compare(*arguments[1:], expect=arguments[0]), [
-      (0, '--replot', f'--result_dir={tmp_path}/none'), (2, '--rules=readout,magic', f'--result_dir={tmp_path}')])
+  replotted = compare('--replot', f'--result_dir={tmp_path}/none')
+  mistaken = compare('--rules=readout,magic', f'--result_dir={tmp_path}', expect=2)
   assert picture.stat().st_size > 0 and replotted.stdout.splitlines() == first.stdout.splitlines()[-3:]
-  errors = [line for line in mistaken.stderr.splitlines() if line.startswith('error: ')]
-  assert len(errors) == 1 and 'magic' in errors[0] and 'Traceback' not in mistaken.stderr
+  assert len(mistaken.errors) == 1 and 'magic' in mistaken.errors[0] and 'Traceback' not in mistaken.stderr
   assert files() == before
   compare('--rules=readout', f'--result_dir={tmp_path}')  # finished runs are not trained again, rows of other rules stay
   assert files() == before

@@ -373,7 +373,8 @@ def test_shares_of_a_batch_add_up():
 
 @pytest.mark.parametrize('case, rule', [
     *(('begins inside an episode', rule) for rule in ('hardcoded', 'autodiff')), (BROADCAST, 'hardcoded'),
-    *((case, rule) for case in ('averages over trials', f'{BROADCAST}, random feedback') for rule in ('adjoint', 'bptt_adjoint'))])
+    *((case, rule) for case in ('averages over trials', f'{BROADCAST}, random feedback')
+      for rule in ('adjoint', 'bptt_adjoint'))])
 def test_compiled_graphs_give_the_same(case, rule):
   """Compiled by XLA as a whole where it may be."""
   expected, actual = (gradient(case, rule, compiled=compiled) for compiled in (False, True))
