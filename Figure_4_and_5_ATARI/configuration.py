@@ -146,10 +146,10 @@ LAPTOP_OF = {
 FISHING_DERBY = dict(
     LAPTOP, level_name='atari/fishing_derby', n_rec=300,  # 180 LIF and 120 ALIF neurons
     # A cast takes seconds: eight frames per action, a farther view, advantages that bootstrap late.
-    num_action_repeats=8, discounting=0.99, gae_lambda=0.99, unroll_length=50,
+    num_action_repeats=8, discounting=0.99, gae_lambda=0.99, unroll_length=100,
     # The opponent's 99 points are lost whatever the agent does: it learns from what it wins, which is little at first.
     least_reward=0.0, normalise_advantages=True, critic_warmup_frames=2e5, baseline_cost=0.5, entropy_cost=0.02,
-    learning_rate=3e-4, learning_rate_heads=5.0, learning_rate_decay=1.0, total_environment_frames=5e7)
+    learning_rate_heads=3.0, learning_rate_decay=1.0, total_environment_frames=5e7)
 
 
 def preset():
