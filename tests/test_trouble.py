@@ -321,6 +321,74 @@ def test_a_run_is_resumed_as_what_it_was_or_not_at_all(toy, finished, flag, word
   assert contents(finished) == before
 
 
+MAKE_CORPUS = '''
+import json, os, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import data, phones
+rng, folder = np.random.default_rng(int(sys.argv[3])), sys.argv[2]
+os.makedirs(folder, exist_ok=True)
+for split in data.SPLITS:
+  lengths = [12, 15, 9]
+  arrays = data.pack([f'dr1/speaker/{k}' for k in range(3)], [rng.standard_normal((n, 41)).astype(np.float32) for n in lengths],
+                     [rng.integers(0, 61, n).astype(np.int32) for n in lengths])
+  np.savez(os.path.join(folder, f'{split}.npz'), **arrays)
+metadata = dict(label='a small corpus', synthetic=True, n_features=41, classes61=phones.PHONES61, classes39=phones.PHONES39,
+                outputs={f'{split}.npz': data.sha256(os.path.join(folder, f'{split}.npz')) for split in data.SPLITS})
+with open(os.path.join(folder, 'metadata.json'), 'w') as file:
+  json.dump(metadata, file)
+'''
+
+
+def test_speech_that_was_processed_anew_is_not_mixed_with_the_old(tmp_path):
+  """A run goes on with the corpus it began with, wherever that is now, and refuses another one in its place."""
+  figure_2 = conftest.ROOT / 'Figure_2_TIMIT'
+  make = lambda folder, seed: subprocess.run([sys.executable, '-c', MAKE_CORPUS, str(figure_2), str(folder), str(seed)],
+                                             check=True, timeout=120)
+  make(tmp_path / 'corpus', 0)
+  script = forks.Script(figure_2 / 'solve_timit_with_framewise_lstm.py')
+  try:
+    flags = ['--n_lstm=3', '--batch=2', '--test_batch=3', '--plot=False', f'--result_dir={tmp_path}', '--run_name=a']
+    assert script(*flags, '--n_epochs=1', f'--dataset={tmp_path}/corpus').code == 0
+    (tmp_path / 'corpus').rename(tmp_path / 'moved')
+    make(tmp_path / 'corpus', 1)
+    run = tmp_path / 'solve_timit_with_framewise_lstm' / 'a'
+    before = contents(run)
+    says(script(*flags, '--n_epochs=2', '--resume', f'--dataset={tmp_path}/corpus'), 'other data')
+    assert contents(run) == before
+    ended = script(*flags, '--n_epochs=2', '--resume', f'--dataset={tmp_path}/moved')
+    assert ended.code == 0 and len(rows(run)) == 4, ended.stderr
+    # Its outputs never change if no weight lets them.
+    dead = script(*flags[:-1], '--run_name=b', '--n_epochs=1', '--lr_init=0', f'--dataset={tmp_path}/moved',
+                  f'--load={dead_weights(run, tmp_path)}')
+    assert 'the outputs never changed' in dead.stdout.splitlines()[-2], dead
+  finally:
+    script.close()
+
+
+def dead_weights(run, folder):
+  """The weights of a run without those of the readout."""
+  with np.load(run / 'final_weights.npz') as arrays:
+    nothing = np.zeros_like(arrays['w_out'])  # BPTT's feedback b_out is w_out
+    np.savez(folder / 'dead.npz', **dict(arrays, w_out=nothing, b_out=nothing))
+  return folder / 'dead.npz'
+
+
+def test_an_agent_that_never_spikes(tmp_path):
+  script = forks.Script(conftest.ROOT / 'Figure_4_and_5_ATARI' / 'main.py')
+  try:
+    ended = script('--smoke', '--level_name=catch', '--thr=1e6', '--do_plot=False', f'--result_dir={tmp_path}')
+    assert ended.code == 0 and 'no neuron spiked' in ended.stdout.splitlines()[-2], ended
+    assert 'no neuron spiked' in json.loads((only_run(tmp_path) / 'summary.json').read_text())['signs_of_death']
+    played = script('--smoke', '--level_name=catch', '--thr=1e6', '--mode=eval', '--do_plot=False', f'--result_dir={tmp_path}',
+                    f'--checkpoint={only_run(tmp_path)}/final_weights.npz')
+    assert 'no neuron spiked' in played.stdout.splitlines()[-2], played
+    for flag in ('--reg_factor_cnn=0', '--tau=nan', '--thr=-1'):
+      says(script('--smoke', '--level_name=catch', f'--result_dir={tmp_path}', flag), flag[2:].partition('=')[0])
+  finally:
+    script.close()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # P: our own files read back
 
