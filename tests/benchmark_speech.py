@@ -9,8 +9,8 @@ from benchmarking import SPEECH_FOLDER, first_update, in_child, time_in_turn, ti
 TIMIT_LENGTHS = (142, 205, 233, 255, 270, 285, 307, 329, 382, 431, 551)
 
 
-def make_speech_iteration(network, rule, impl, n_frames=551):
-  """A function that updates a network of figure 2 on 32 utterances of n_frames of 123 features; framewise, 61 classes."""
+def make_speech_iteration(network, rule, impl, n_frames=551, n_batch=32):
+  """A function that updates a network of figure 2 on n_batch utterances of n_frames of 123 features; framewise, 61 classes."""
   sys.path.append(str(SPEECH_FOLDER))
   import experiment
   import machine
@@ -31,8 +31,8 @@ def make_speech_iteration(network, rule, impl, n_frames=551):
   classifier = Classifier(Network([layer]), settings, 123, 61, rng)
   optimizer = keras.optimizers.Adam(0.01, epsilon=1e-5)
   optimizer.build(classifier.learning(classifier.variables))
-  batch = Batch(tf.constant(rng.standard_normal((n_frames, 32, 123)), tf.float32), tf.fill([32], n_frames),
-                tf.constant(rng.integers(0, 61, (n_frames, 32)), tf.int32), tf.zeros([32], tf.int32))
+  batch = Batch(tf.constant(rng.standard_normal((n_frames, n_batch, 123)), tf.float32), tf.fill([n_batch], n_frames),
+                tf.constant(rng.integers(0, 61, (n_frames, n_batch)), tf.int32), tf.zeros([n_batch], tf.int32))
   update = tf.function(lambda: classifier.update(optimizer, batch).loss)
   return lambda: float(update())
 

@@ -3,6 +3,8 @@
   python tests/benchmark_workers.py              1, 2 and 4 workers on this machine, a minute or two; --write keeps the numbers in
                                                  figures/benchmark_workers.json of the Figure 3 folder
 
+Also the processor time of an update of figure 2 by its number of utterances: whether parts of a batch cost less in proportion.
+
 Weak scaling: evidence accumulation with 32 trials per worker, and the same sums for as many numbers as the networks of figures
 2 and 4 have weights. Workers beyond the number of cores share them. Another program on the same machine changes the times.
 """
@@ -57,6 +59,21 @@ def work():
   experiment.run_app(main)
 
 
+def speech(n_batches=(4, 8, 16, 32), n_frames=256):
+  """Processor seconds of figure 2's update of so many utterances, on one core; what else the machine does hardly counts."""
+  sys.path.insert(0, str(ROOT / 'tests'))
+  import benchmark_speech
+  seconds = {}
+  for n in n_batches:
+    update = benchmark_speech.make_speech_iteration('lsnn', 'eprop', 'adjoint', n_frames, n)
+    update()
+    start = time.process_time()
+    for _ in range(3):
+      update()
+    seconds[n] = (time.process_time() - start) / 3
+  return seconds
+
+
 def measure(n):
   """What n workers measured."""
   with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +85,8 @@ def measure(n):
 def main():
   results = dict(cores=os.cpu_count(), load_at_start=os.getloadavg()[0], trials_per_worker=TRIALS, numbers=NUMBERS,
                  seconds={n: measure(n) for n in WORKERS})
+  results['speech_processor_seconds'] = speech()
+  print('figure 2, processor seconds by utterances:', results['speech_processor_seconds'])
   one = results['seconds'][1]
   for n, seconds in results['seconds'].items():
     share = (seconds['figure_3'] - one['figure_3']) / seconds['iteration']

@@ -36,7 +36,7 @@ def figure_3(n_batch):
 
 def figure_2(n_batch):
   import benchmark_speech
-  return benchmark_speech.make_speech_iteration('lsnn', 'eprop', 'adjoint', n_frames=551 if n_batch == 32 else 32)  # of 32 utterances
+  return benchmark_speech.make_speech_iteration('lsnn', 'eprop', 'adjoint', n_batch=n_batch)
 
 
 def figure_4(n_batch):
