@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import tensorflow as tf
 
-from lsnn import cut, without_autapses
+from lsnn import at, cut, scan, without_autapses
 
 FEEDBACK = ('symmetric', 'random', 'adaptive', 'global')
 IMPLEMENTATIONS = ('adjoint', 'hardcoded', 'autodiff')
@@ -42,16 +42,14 @@ class LearningSignal(NamedTuple):
   def at(self, t):
     """L[t], [B, N]; or [N] where it is the same for all trials."""
     k = t if self.hold == 1 else t // self.hold
-    terms = [] if self.error is None else [tf.matmul(self.error[k], self.feedback, transpose_b=True)]      # (4)
-    if self.direct is not None:
-      terms.append(self.direct if self.direct.shape.rank == 1 else self.direct[k])
-    return terms[0] + terms[1] if len(terms) == 2 else terms[0]
+    direct = 0 if self.direct is None else self.direct if self.direct.shape.rank == 1 else self.direct[k]
+    return direct if self.error is None else tf.matmul(self.error[k], self.feedback, transpose_b=True) + direct  # (4)
 
   def over_time(self, z):
     """L of all steps, shape of the spikes z [T, B, N]."""
     signal = tf.zeros_like(z[::self.hold])
     if self.error is not None:
-      signal += tf.matmul(self.error, self.feedback, transpose_b=True)                                     # (4)
+      signal += tf.matmul(self.error, self.feedback, transpose_b=True)                                             # (4)
     return hold(signal if self.direct is None else signal + self.direct, self.hold)
 
 
@@ -137,35 +135,6 @@ class Gradient(NamedTuple):
   weights: Weights
   w_read: Optional[tf.Tensor]  # [N, K] sum_t z[t]^T error[t], where the learning signal has an error
   x: Optional[tf.Tensor]       # dE/dx [T / n_repeat, B, I], if asked for
-
-
-def scan(step, carried, n_steps, like, reverse=False):
-  """A loop over time: carried, seen = step(t, carried).
-
-  Args:
-    step: that function.
-    carried: what the first step gets, any structure of tensors.
-    n_steps: t runs from 0 to n_steps - 1, or back.
-    like: something of the structure, shapes and dtypes of what a step sees.
-    reverse: run backwards.
-
-  Returns:
-    carried after the last step; what was seen, stacked along time.
-  """
-  records = [tf.TensorArray(value.dtype, n_steps, element_shape=value.shape) for value in tf.nest.flatten(like)]
-
-  def body(k, carried, records):
-    t = n_steps - 1 - k if reverse else k
-    carried, seen = step(t, carried)
-    return k + 1, carried, [record.write(t, value) for record, value in zip(records, tf.nest.flatten(seen))]
-
-  _, carried, records = tf.while_loop(lambda k, *_: k < n_steps, body, (0, carried, records))
-  return carried, tf.nest.pack_sequence_as(like, [record.stack() for record in records])
-
-
-def at(structure, index):
-  """array[index] of all arrays of a structure; None stays None."""
-  return tf.nest.map_structure(lambda array: None if array is None else array[index], structure)
 
 
 def chunk_length(n_steps, longest=32):

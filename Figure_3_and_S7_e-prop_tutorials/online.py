@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from eprop import scan, trials_side_by_side
-from lsnn import without_autapses
+from eprop import trials_side_by_side
+from lsnn import scan, without_autapses
 from readout import loss_and_error
 
 

@@ -1,4 +1,4 @@
-"""Neurons: the spike function, one class for each kind of neuron, leaky filters.
+"""Neurons: the spike function, one class for each kind of neuron, loops over time, leaky filters.
 
 Notation, the same in code, docstrings and figures (paper: Bellec, Scherr et al., Nature Communications 11:3625, 2020):
 
@@ -46,6 +46,35 @@ def exp_decay(tau, dt=1.0):
   return np.exp(-dt / tau)
 
 
+def scan(step, carried, n_steps, like, reverse=False):
+  """A loop over time: carried, seen = step(t, carried).
+
+  Args:
+    step: that function.
+    carried: what the first step gets, any structure of tensors.
+    n_steps: t runs from 0 to n_steps - 1, or back.
+    like: something of the structure, shapes and dtypes of what a step sees.
+    reverse: run backwards.
+
+  Returns:
+    carried after the last step; what was seen, stacked along time.
+  """
+  records = [tf.TensorArray(value.dtype, n_steps, element_shape=value.shape) for value in tf.nest.flatten(like)]
+
+  def body(k, carried, records):
+    t = n_steps - 1 - k if reverse else k
+    carried, seen = step(t, carried)
+    return k + 1, carried, [record.write(t, value) for record, value in zip(records, tf.nest.flatten(seen))]
+
+  _, carried, records = tf.while_loop(lambda k, *_: k < n_steps, body, (0, carried, records))
+  return carried, tf.nest.pack_sequence_as(like, [record.stack() for record in records])
+
+
+def at(structure, index):
+  """array[index] of all arrays of a structure; None stays None."""
+  return tf.nest.map_structure(lambda array: None if array is None else array[index], structure)
+
+
 def exp_filter(x, decay, normalised=False, reverse=False):
   """Exponential filter along time: y[t] = decay y[t-1] + x[t], with y[-1] = 0.
 
@@ -58,17 +87,14 @@ def exp_filter(x, decay, normalised=False, reverse=False):
   Returns:
     The filtered tensor, shape and dtype of x.
   """
-  n_steps = x.shape[0]
   gain = 1 - decay if normalised else 1
-  source = tf.TensorArray(x.dtype, n_steps, element_shape=x.shape[1:]).unstack(x)
+  source = tf.TensorArray(x.dtype, x.shape[0], element_shape=x.shape[1:]).unstack(x)
 
-  def body(step, y, ys):
-    t = n_steps - 1 - step if reverse else step
+  def step(t, y):
     y = decay * y + gain * source.read(t)
-    return step + 1, y, ys.write(t, y)
+    return y, y
 
-  ys = tf.TensorArray(x.dtype, n_steps, element_shape=x.shape[1:])
-  return tf.while_loop(lambda step, *_: step < n_steps, body, (0, tf.zeros_like(x[0]), ys))[-1].stack()
+  return scan(step, tf.zeros_like(x[0]), x.shape[0], x[0], reverse)[1]
 
 
 def without_autapses(w_rec):

@@ -15,6 +15,7 @@ from eprop import IMPLEMENTATIONS, Layer, LearningSignal, cosine
 from learner import Learner
 from lsnn import ALIF, LIF, Neuron, without_autapses
 from readout import RateCost, Readout, Weights
+from tutorial_own_neuron import CurrentBasedNeuron
 
 N_STEPS, N_BATCH, N_IN, N, N_OUT = 48, 3, 5, 6, 2
 
@@ -25,6 +26,7 @@ NEURONS = {  # class and arguments
     'ALIF, everything per neuron': (ALIF, dict(
         thr=0.05, tau=np.linspace(5, 40, N), tau_adaptation=np.linspace(20, 200, N), beta=np.linspace(0, 0.03, N), n_refractory=2,
         scale_input=True)),
+    'current-based synapses': (CurrentBasedNeuron, {}),
 }
 BY_HAND = ('remember', 'spikes', 'initial_adjoint', 'adjoint_step', 'initial_eps', 'trace_step')  # what a class may replace
 

@@ -16,11 +16,11 @@ PUBLISHED_FLAGS = {
         n_batch=64, n_iter=2000, learning_rate=0.005, stop_crit=0.07, print_every=10, validate_every=10, eprop=False,
         feedback='symmetric', f_regularization_type='simple', tau_a=2000.0, thr=0.6, tau_v=20.0, tau_out=20.0, reg_f=1.0,
         reg_rate=10.0, n_ref=5, dt=1.0, dampening_factor=0.3, n_regular=50, n_adaptive=50, beta=None, do_plot=True,
-        device_placement=False),
+        device_placement=False, readout_decay=1e-3),
     'tutorial_pattern_generation': dict(
         n_batch=1, n_out=1, n_in=100, n_rec=100, f0=50.0, reg_rate=10.0, n_iter=2000, seq_len=1000, print_every=10,
         dampening_factor=0.3, learning_rate=1e-4, reg=300.0, dt=1.0, thr=0.03, tau_v=30.0, tau_out=30.0, do_plot=True,
-        random_feedback=True, stop_z_gradients=True, eprop_or_bptt='eprop'),
+        random_feedback=True, stop_z_gradients=True, eprop_or_bptt='eprop', readout_decay=1e-3),
 }
 
 
