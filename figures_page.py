@@ -16,8 +16,8 @@ F2, F3, F4 = 'Figure_2_TIMIT', 'Figure_3_and_S7_e-prop_tutorials', 'Figure_4_and
 NOT_AVAILABLE = 'not available'
 RULES = {'bptt': 'BPTT', 'eprop': 'e-prop', 'eprop_symmetric': 'e-prop, symmetric', 'eprop_random': 'e-prop, random',
          'eprop_adaptive': 'e-prop, adaptive', 'eprop_random_sparse_dale': "e-prop, random, sparse, Dale's law",
-         'symmetric': 'e-prop, symmetric', 'random': 'e-prop, random',
-         'adaptive': 'e-prop, adaptive', 'global': 'e-prop, uniform feedback', 'lif': 'LIF neurons alone',
+         'symmetric': 'e-prop, symmetric', 'random': 'e-prop, random', 'adaptive': 'e-prop, adaptive',
+         'global': 'e-prop, uniform feedback', 'lif': 'LIF neurons alone', 'readout': 'readout alone',
          'lif_bptt': 'BPTT, LIF neurons alone', 'lif_eprop_symmetric': 'e-prop, symmetric, LIF neurons alone'}
 
 STYLE = '''
@@ -80,10 +80,10 @@ def game(name):
           f'actions at random {chance["score"]:.1f} (sd {chance["score_sd"]:.1f}, {chance["games"]} games)')
 
 
-def speech(name):
-  """Wrong frames of the framewise LSTM, per rule."""
-  rows = [row for row in read_csv(F2, name) if row['network'] == 'framewise_lstm']
-  return 'framewise LSTM, wrong frames in 61 classes:\n' + by_rule(rows, 'test_frame_error', scale=100, unit=' %')
+def speech(name, network='framewise_lstm', title='framewise LSTM'):
+  """Wrong frames of one kind of network, a line per rule."""
+  rows = [row for row in read_csv(F2, name) if row['network'] == network]
+  return f'{title}, wrong frames in 61 classes:\n' + by_rule(rows, 'test_frame_error', scale=100, unit=' %')
 
 
 def largest_error(name):
@@ -120,6 +120,9 @@ FIGURES = (
      lambda: 'at the end:\n' + by_rule(last_rows('comparison_pattern_generation.csv'), 'nmse', digits=3), NOT_AVAILABLE),
     ('', F3, 'comparison_pattern_generation_criterion.png', 'Iterations to an error of 0.1 (our criterion): a dot per '
      'seed, a line at the median; x: not reached.', None, NOT_AVAILABLE),
+    ('', F3, 'own_neuron.png', 'Pattern generation with a neuron that is not in the paper. From above: spikes; output and '
+     'target; for one synapse the synaptic current and membrane potential of its neuron, the eligibility vector of the membrane potential, the '
+     'eligibility trace.', None, None),
     ('The equations', F3, 'verification_factorization.png', 'Eq. (1) is exact. Above: the gradient by BPTT, by eq. (1) '
      'with the true dE/dz, and their difference. Below, one synapse: spikes before and after it, pseudo-derivative, fast and '
      'slow component of its eligibility vector, eligibility trace, true learning signal.',
@@ -129,7 +132,16 @@ FIGURES = (
      'with stopped gradients, and their difference; below, one synapse as above.',
      lambda: largest_error('verification_hardcoded.json'),
      'the published script stops with an error'),
-    ('Figure 2: phoneme recognition', F2, 'comparison_espeak_fbank.png', 'Synthetic speech, not TIMIT. Wrong frames and '
+    ('Figure 2: phoneme recognition', F2, 'comparison_espeak_full_fbank.png', 'Synthetic speech of TIMIT\'s size, not '
+     'TIMIT. Wrong frames of the framewise LSNN by learning rule: a bar is the mean, a dot a seed.',
+     lambda: speech('comparison_espeak_full_fbank.csv', 'framewise_lsnn', 'framewise LSNN'),
+     'other data (TIMIT): not comparable'),
+    ('', F2, 'curves_espeak_full_fbank.png', 'The same: wrong frames on the validation set over updates.', None, None),
+    ('', F2, 'published_curve.png', 'The published program (one run, dashed) and ours (three seeds) on the same small corpus of '
+     'synthetic speech: wrong frames on the validation set over updates.', None, None),
+    ('', F2, 'curves_espeak_fbank.png', 'LSNN trained on phone sequences (CTC), small corpus: phone error on the validation set '
+     'over updates, mean and standard deviation over seeds.', None, None),
+    ('', F2, 'comparison_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT. Wrong frames and '
      'phone error of each learning rule, a mark per seed.',
      lambda: speech('comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
     ('', F2, 'comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split). Wrong '
