@@ -121,8 +121,8 @@ FIGURES = (
     ('', F3, 'comparison_pattern_generation_criterion.png', 'Iterations to an error of 0.1 (our criterion): a dot per '
      'seed, a line at the median; x: not reached.', None, NOT_AVAILABLE),
     ('', F3, 'own_neuron.png', 'Pattern generation with a neuron that is not in the paper. From above: spikes; output and '
-     'target; for one synapse the synaptic current and membrane potential of its neuron, the eligibility vector of the membrane potential, the '
-     'eligibility trace.', None, None),
+     'target; for one synapse the synaptic current and membrane potential of its neuron, the eligibility vector of the '
+     'membrane potential, the eligibility trace.', None, None),
     ('The equations', F3, 'verification_factorization.png', 'Eq. (1) is exact. Above: the gradient by BPTT, by eq. (1) '
      'with the true dE/dz, and their difference. Below, one synapse: spikes before and after it, pseudo-derivative, fast and '
      'slow component of its eligibility vector, eligibility trace, true learning signal.',
@@ -137,10 +137,10 @@ FIGURES = (
      lambda: speech('comparison_espeak_full_fbank.csv', 'framewise_lsnn', 'framewise LSNN'),
      'other data (TIMIT): not comparable'),
     ('', F2, 'curves_espeak_full_fbank.png', 'The same: wrong frames on the validation set over updates.', None, None),
-    ('', F2, 'published_curve.png', 'The published program (one run, dashed) and ours (three seeds) on the same small corpus of '
-     'synthetic speech: wrong frames on the validation set over updates.', None, None),
-    ('', F2, 'curves_espeak_fbank.png', 'LSNN trained on phone sequences (CTC), small corpus: phone error on the validation set '
-     'over updates, mean and standard deviation over seeds.', None, None),
+    ('', F2, 'published_curve.png', 'The published program (one run, dashed) and ours (three seeds) on the same small '
+     'corpus of synthetic speech: wrong frames on the validation set over updates.', None, None),
+    ('', F2, 'curves_espeak_fbank.png', 'LSNN trained on phone sequences (CTC), small corpus: phone error on the '
+     'validation set over updates, mean and standard deviation over seeds.', None, None),
     ('', F2, 'comparison_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT. Wrong frames and '
      'phone error of each learning rule, a mark per seed.',
      lambda: speech('comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
