@@ -69,6 +69,7 @@ def start(mirrored=True):
     watchdog.start()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     watchdog.cancel()
+    machine.SIGNALS.renew()  # TensorFlow has taken SIGTERM for itself
   elif mirrored and FLAGS.device is None and len(tf.config.list_physical_devices('GPU')) > 1:
     strategy = tf.distribute.MirroredStrategy()
   else:
@@ -131,7 +132,8 @@ def workers_of_slurm():
 
 
 def _give_up():
-  print(f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile', file=sys.stderr, flush=True)
+  print(f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile', file=sys.stderr,
+        flush=True)
   os._exit(2)
 
 
@@ -162,7 +164,8 @@ def meet(addresses, index, patience=None):
           break
         except OSError as error:
           if time.monotonic() > until:
-            raise UserError(f'worker {k} at {addresses[k]} has not come within {patience} s ({error.strerror or error})') from None
+            reason = error.strerror or error
+            raise UserError(f'worker {k} at {addresses[k]} has not come within {patience} s ({reason})') from None
           time.sleep(0.1)
 
 

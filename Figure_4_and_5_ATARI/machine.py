@@ -187,6 +187,13 @@ class Signals:
       for number, handler in before.items():
         signal.signal(number, handler)
 
+  def renew(self):
+    """Catches signals again that a library has begun to catch."""
+    for name in SIGNAL_NAMES:
+      number = getattr(signal, name, None)
+      if number is not None and signal.getsignal(number) == self._receive:
+        signal.signal(number, self._receive)
+
   @contextlib.contextmanager
   def patiently(self):
     """Within this, the first signal is only noted."""
