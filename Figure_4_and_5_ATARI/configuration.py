@@ -44,7 +44,8 @@ flags.DEFINE_bool('fire_reset', False, 'press the button at the beginning of a g
 flags.DEFINE_bool('subtract_background', False, 'show how frames differ from their median')
 flags.DEFINE_float('reward_scale', 1.0, 'factor of the clipped rewards that are learned from')
 flags.DEFINE_float('least_reward', -1.0, 'lower bound to which rewards are clipped; 0: learn from gains alone', -1.0, 0.0)
-flags.DEFINE_integer('emulator_threads', 0, 'threads of the emulators, worth it from four cores on; 0: none of their own', 0, 1024)
+flags.DEFINE_integer('emulator_threads', 0, 'threads of the emulators, worth it from four cores on; 0: none of their own', 0,
+                     1024)
 # Network
 flags.DEFINE_integer('n_rec', 400, 'neurons of the LSNN', 1, 10 ** 5)
 flags.DEFINE_float('fraction_adaptive', 0.4, 'share of ALIF neurons', 0.0, 1.0)
@@ -103,7 +104,8 @@ flags.DEFINE_float('voltage_cost_rnn', 1e-4, 'weight of the LSNN\'s voltage regu
 flags.DEFINE_float('voltage_cost_cnn', 0.5, 'weight of that of the convolutional layers', lower_bound=0)
 flags.DEFINE_enum('voltage_reg_method', 'avg_time', list(VOLTAGE_METHODS), 'what their voltages are averaged '
                   'over')
-flags.DEFINE_float('reg_factor_cnn', 1e8, 'by what the convolutional layers\' gradient of policy and value is divided', lower_bound=1e-30)
+flags.DEFINE_float('reg_factor_cnn', 1e8, 'by what the convolutional layers\' gradient of policy and value is divided',
+                   lower_bound=1e-30)
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines', lower_bound=1)
 flags.DEFINE_float('log_every', 5e6, 'frames between two recorded games with figures', lower_bound=1)

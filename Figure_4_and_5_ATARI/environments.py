@@ -104,7 +104,8 @@ def make(level_name, n_envs, seed=0, settings=Settings()):
 def _games(level_name, n_envs, settings):
   """First arguments of Environment."""
   if level_name in CATCH:
-    return catch.Catch(n_envs, CATCH[level_name], settings.first_game, settings.n_games), range(len(catch.ACTION_MEANINGS)), catch.ACTION_MEANINGS
+    games = catch.Catch(n_envs, CATCH[level_name], settings.first_game, settings.n_games)
+    return games, range(len(catch.ACTION_MEANINGS)), catch.ACTION_MEANINGS
   kind, _, name = level_name.partition('/')
   if kind != 'atari' or name not in atari_games():
     raise UserError(f'no game {level_name!r}; there are {", ".join(CATCH)}, and as atari/NAME: '

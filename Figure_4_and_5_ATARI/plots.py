@@ -170,7 +170,7 @@ def comparison(curves, path, title, label, lines=(), show=False):
     lines: (value, label) of horizontal lines.
     show: bring up the window as well.
   """
-  figure, axis = plt.subplots(figsize=(6.5 + 2.5 * (len(curves) > 4), 4), layout='constrained')
+  figure, axis = plt.subplots(figsize=(9, 4), layout='constrained')
   for rule, runs in curves.items():
     name, colour = RULES[rule]
     grid = np.linspace(max(frames[0] for frames, _ in runs), min(frames[-1] for frames, _ in runs), 200)
@@ -182,10 +182,7 @@ def comparison(curves, path, title, label, lines=(), show=False):
     axis.axhline(value, color='0.5', ls=':', lw=1)
     axis.annotate(name, (1, value), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='0.4')
   axis.set(xlabel='environment frames (million)', ylabel=label, title=title)
-  if len(curves) > 4:
-    figure.legend(loc='outside right center', frameon=False, fontsize=8)
-  else:
-    axis.legend(frameon=False, fontsize=8)
+  figure.legend(loc='outside right center', frameon=False, fontsize=8)
   _bare(axis)
   save(figure, path, show)
 

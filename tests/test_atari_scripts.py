@@ -424,6 +424,14 @@ def test_fishing_derby_has_300_neurons(fishing_derby):
   assert game['n_regular'] == 180 and game['spikes'].shape == (10 * 2, 300) and len(game['action_names']) == 6
 
 
+PUBLISHED = dict(  # the published program's values
+    num_action_repeats=4, total_environment_frames=1e9, increase_episode_len_every=7e7, increase_episode_len_by=1.0,
+    fraction_adaptive=0.4, n_rnn_step_factor=5, tau_scnn=1.0, thr_scnn=0.1, tau=15.0, tau_readout=2.0, tau_adaptation=70.0,
+    thr=1.0, beta=0.1, n_refractory=5, dampening_factor=0.3, use_eprop=True, cell_train=True, avg_ba_cnn=True, ba_cnn=False,
+    n_filters_1=16, n_kernel_1=8, stride_1=4, n_filters_2=8, n_kernel_2=4, stride_2=1, avg_pool_1_k=8, avg_pool_1_stride=4,
+    avg_pool_2_k=4, avg_pool_2_stride=2, learning_rate=1e-3, learning_rate_heads=1.0, learning_rate_decay=1.0, decay_every=1e8,
+    discounting=0.99, entropy_cost=0.0025, baseline_cost=1.0, rate_cost=50.0, rate_target=0.02, voltage_cost_rnn=1e-4,
+    voltage_cost_cnn=0.5, voltage_reg_method='avg_time', repeat_action_probability=0.25, noop_max=29, maxpool=False)
 LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)
 WHOLE_GAMES = dict(LEARNS_FAST, apply_after_end=False, n_workers=2, tau=6.0, subtract_background=True, gae_lambda=1.0,
                    normalise_advantages=False, least_reward=-1.0, num_action_repeats=4)
@@ -448,7 +456,7 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
       'paper': ([], dict(level_name='atari/pong', epsilon=1.0, reg_factor_cnn=1e8, use_cubic_schedule=True, n_rec=400,
                          apply_after_end=True, unroll_length=100, max_episode_len=200, max_episode_len_jitter=25,
                          gae_lambda=1.0, normalise_advantages=False, critic_warmup_frames=0.0, least_reward=-1.0,
-                         reward_scale=1.0))}
+                         reward_scale=1.0, **PUBLISHED))}
   config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
   for name, (flags, expected) in cases.items():
     started = script('main').start(*flags, '--parallel_episodes=2', f'--result_dir={tmp_path}', f'--run_name={name}')

@@ -379,6 +379,16 @@ def test_catch_by_chance():
   assert catch.CHANCE_RETURN == -0.6
 
 
+def test_balls_of_catch_fall_in_all_columns_alike():
+  """Independent from game to game and side by side; 20,000 balls, five standard deviations."""
+  games = catch.Catch(500)
+  games.reset(seed=0)
+  balls = np.array([games.ball.copy() for _ in range(40) if games.reset()])
+  assert np.abs(np.bincount(balls.ravel(), minlength=5) / balls.size - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / balls.size)
+  for first, second in ((balls[:-1], balls[1:]), (balls[:, :-1], balls[:, 1:])):
+    assert abs((first == second).mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / first.size)
+
+
 def test_catch_screen_and_masked_reset():
   environment = make('catch', 4)
   frames = environment.reset(0)
