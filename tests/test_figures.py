@@ -14,7 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'Figure_3_and_S7_e-prop_tutorials'
-PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('Figure_*/*.md'))]
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted(ROOT.glob('Figure_*/*.md'))]
 
 
 def links(page):
@@ -72,8 +72,8 @@ def test_figure_format(tmp_path):
   shutil.copy(FOLDER / 'figures' / 'comparison_pattern_generation.csv', tmp_path)
   for figure_format, first in (('svg', b'<?xml'), ('pdf', b'%PDF')):
     done = subprocess.run([sys.executable, FOLDER / 'compare_learning_rules.py', '--replot', '--task=pattern_generation',
-                           f'--out={tmp_path}', f'--figure_format={figure_format}'], capture_output=True, text=True, timeout=120,
-                          check=False)
+                           f'--out={tmp_path}', f'--figure_format={figure_format}'], capture_output=True, text=True,
+                          timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     vectors = sorted(tmp_path.glob(f'*.{figure_format}'))
     assert [vector.with_suffix('.png') for vector in vectors] == sorted(tmp_path.glob('*.png')) and len(vectors) == 2
