@@ -42,7 +42,7 @@ class LSNNLayer(Layer):
   def __init__(self, cell, n_repeat=1, bptt=False, impl='adjoint', recurrent=True):
     super().__init__(cell, bptt, impl, n_repeat)
     self.units, self.recurrent = cell.units, recurrent
-    self.forward = tf.function(self.forward, jit_compile=True)
+    self.forward = tf.function(self.simulate, jit_compile=True)  # in one piece: spikes are formed once, after the loop
     self.gradient = tf.function(self.gradient, jit_compile=impl != 'autodiff')
 
   def initial_weights(self, rng, n_in):
