@@ -251,11 +251,24 @@ SCRIPTS = {  # script: arguments that are worth two workers, from a batch that d
         '--n_filters_2=2', '--save_observations']}
 
 
+def test_speech(tmp_path):
+  """Drop-out, noise and the rate cost, of a network that reads batches of three utterances, the last of an epoch one."""
+  folder = ROOT / 'Figure_2_TIMIT'
+  end(subprocess.Popen([sys.executable, str(folder / 'timit_processing.py'), '--corpus=nltk_sample', '--skip_bad',
+                        f'--data_path={ROOT}/tests/data/timit_sample', f'--dataset={tmp_path}/corpus',
+                        f'--result_dir={tmp_path}'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+  script = 'solve_timit_with_framewise_lsnn'
+  for name, n in (('one', 1), ('two', 2)):
+    end(start(folder / f'{script}.py', tmp_path, '--noplot', '--smoke', '--n_epochs=5', '--batch=3', '--eprop=adaptive', '--n_layer=2',
+              '--drop_out_probability=0.8', '--noise_step_start=1', '--gd_noise=0.01', f'--dataset={tmp_path}/corpus',
+              f'--n_workers={n}', name=name))
+  assert_equal(rows(tmp_path, script, 'two'), rows(tmp_path, script, 'one'))
+
+
 @pytest.mark.parametrize('path', SCRIPTS)
 def test_scripts(tmp_path, path):
   for name, n in (('one', 1), ('two', 2)):
-    plots = '--nodo_plot'
-    end(start(ROOT / path, tmp_path, plots, f'--n_workers={n}', *SCRIPTS[path], name=name))
+    end(start(ROOT / path, tmp_path, '--nodo_plot', f'--n_workers={n}', *SCRIPTS[path], name=name))
   one, two = (rows(tmp_path, pathlib.Path(path).stem, name) for name in ('one', 'two'))
   assert_equal(two, one)
   assert len(one) >= 5
