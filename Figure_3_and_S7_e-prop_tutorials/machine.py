@@ -170,6 +170,7 @@ class Signals:
   def __init__(self):
     self.asked = None
     self._patient = False
+    self._caught = ()
 
   @contextlib.contextmanager
   def caught(self):
@@ -181,9 +182,11 @@ class Signals:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
           before[number] = signal.signal(number, self._receive)
+    self._caught = tuple(before)
     try:
       yield
     finally:
+      self._caught = ()
       for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -198,6 +201,8 @@ class Signals:
   def patiently(self):
     """Within this, the first signal is only noted."""
     self._patient = True
+    for number in self._caught:  # once more: TensorFlow's strategy for several workers takes SIGTERM away
+      signal.signal(number, self._receive)
     try:
       yield
     finally:
