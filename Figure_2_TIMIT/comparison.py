@@ -68,14 +68,15 @@ class Job(NamedTuple):
 
 
 def prepare(known_rules):
-  """Refuses what a comparison cannot do; makes the folder --out.
+  """Refuses what a comparison cannot do; makes the folder --out unless it only replots.
 
   Args:
     known_rules: names that --rules may have.
   """
   program.refuse(WITHOUT_MEANING)
   choose('rule', FLAGS.rules or [], known_rules)
-  os.makedirs(FLAGS.out, exist_ok=True)
+  if not FLAGS.replot:
+    os.makedirs(FLAGS.out, exist_ok=True)
 
 
 def choose(what, names, known):

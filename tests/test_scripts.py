@@ -1,5 +1,4 @@
 """The scripts as a user calls them: what they write, that runs repeat and resume, and how they meet bad input."""
-import concurrent.futures
 import csv
 import hashlib
 import json
@@ -13,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+import forks
 import oracle
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -215,11 +215,11 @@ def bad_cases(folder, finished_run):
   (folder / 'file').write_text('')
 
   resumed = ['--resume', '--run_name=a', *SHORT]
-  torn = copy_of_run(finished_run, folder / 'torn')
-  data = torn / 'checkpoints' / '2.npz'
-  data.write_bytes(data.read_bytes()[:100])
-  checkpoints = copy_of_run(finished_run, folder / 'renamed') / 'checkpoints'
-  (checkpoints / '2.npz').rename(checkpoints / 'checkpoint')
+  torn, renamed = (copy_of_run(finished_run, folder / name) / 'checkpoints' for name in ('torn', 'renamed'))
+  for path in torn.iterdir():
+    path.write_bytes(path.read_bytes()[:100])
+  for path in renamed.iterdir():
+    path.rename(path.with_suffix('.index'))
   foreign = copy_of_run(finished_run, folder / 'foreign')
   config = json.loads((foreign / 'config.json').read_text())
   config['flags']['n_rec'] = 50
@@ -256,7 +256,7 @@ def bad_cases(folder, finished_run):
       'loss not finite': (PATTERN, ['--seq_len=200', '--n_iter=60', '--learning_rate=1e30', '--do_plot=False',
                                     f'--result_dir={folder}/diverged'], '--learning_rate'),
       'unknown rule': ('compare_learning_rules', ['--rules=magic', f'--result_dir={folder}'], 'magic'),
-      'nothing to replot': ('compare_learning_rules', ['--replot', f'--out={folder}/empty'], 'replot'),
+      'nothing to replot': ('compare_learning_rules', ['--replot', f'--out={folder}/empty'], 'no file'),
   }
 
 
@@ -264,14 +264,16 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, finished_run
   cases = bad_cases(tmp_path, finished_run)
   files = lambda: {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in finished_run.rglob('*') if path.is_file()}
   before = files()
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    ended = dict(zip(cases, pool.map(lambda case: subprocess.run(
-        command(case[0], *case[1]), capture_output=True, text=True, timeout=300, check=False), cases.values())))
-  for name, done in ended.items():
-    errors = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert (done.returncode, len(errors)) == (2, 1), f'{name}: exit code {done.returncode}\n{done.stdout}{done.stderr}'
-    assert cases[name][2] in errors[0], f'{name}: {errors[0]}'
-    assert 'Traceback' not in done.stderr, f'{name}: {done.stderr}'
+  for script in dict.fromkeys(script for script, _, _ in cases.values()):
+    called = forks.Script(FOLDER / f'{script}.py')
+    try:
+      for name, (_, flags, words) in ((name, case) for name, case in cases.items() if case[0] == script):
+        done = called(*flags)
+        assert (done.code, len(done.errors)) == (2, 1), f'{name}: exit code {done.code}\n{done.stdout}{done.stderr}'
+        assert words in done.errors[0], f'{name}: {done.errors[0]}'
+        assert 'Traceback' not in done.stderr, f'{name}: {done.stderr}'
+    finally:
+      called.close()
   assert files() == before
   assert not list(tmp_path.rglob('*.part*'))
 
