@@ -30,7 +30,7 @@ import schedules
 
 FLAGS = flags.FLAGS
 
-FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment', 'n_processes')  # a resumed run may have other values
+FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment', 'n_processes')  # a resumed run may have others
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'won', 'lost', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss',
            'explained', 'advantage_sd', 'entropy', 'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn',

@@ -177,7 +177,7 @@ def test_milestones():
 
 @pytest.mark.parametrize('flags', [
     ['--level_name=catch', '--total_environment_frames=4800', '--increase_episode_len_by=1'],
-    ['--level_name=atari/pong', '--noapply_after_end', '--n_workers=2', '--total_environment_frames=3200',
+    ['--level_name=atari/pong', '--noapply_after_end', '--total_environment_frames=3200',
      '--max_episode_len_jitter=2', '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
   flags = [*flags, *SMALL, '--unroll_length=5', '--max_episode_len=8', '--increase_episode_len_every=400', '--epsilon=1e-5',
