@@ -4,6 +4,8 @@ A flag defined here takes a number, or numbers with the frames from which they h
 """
 from absl import flags
 
+flags.disclaim_key_flags()  # what `define` defines are flags of the module that calls it
+
 
 def steps_of(text):
   """The steps of a schedule: '0.97,5e7:0.98' is [(0, 0.97), (5e7, 0.98)].
