@@ -30,7 +30,9 @@ CTC_LSTM = ['--model=lstm', '--n_neuron=100', '--lr_init=0.005', '--lr_decay_eve
 CTC_LSNN = ['--model=lsnn', '--n_neuron=200', '--n_split=0.5', '--lr_init=0.005', '--lr_decay_every=-1', '--reg=20',
             '--reg_rate=20']
 NETWORKS = {  # script, its flags, rules
-    'framewise_lsnn': (LSNN, ['--preset=fast'], {**RULES, **CONTROLS}),
+    # With a falling learning rate the published decay of readout and feedback, 0.01 per update, outweighs the updates.
+    'framewise_lsnn': (LSNN, ['--preset=fast'], {
+        **RULES, 'adaptive_slow': ['--eprop=adaptive', '--readout_decay=0.001'], **CONTROLS}),
     # Batches of 8 instead of 32: a small corpus gives more updates an epoch.
     'framewise_lsnn_published': (LSNN, ['--batch=8'], {**RULES, **CONTROLS}),
     'framewise_lsnn_two_layers': (LSNN, ['--preset=fast', '--n_layer=2', '--n_regular=150', '--n_adaptive=50'], RULES),

@@ -18,6 +18,7 @@ RULES = {  # label and colour of each learning rule, the colours of figure 3's
     'bptt': ('BPTT', 'black'),
     'symmetric': ('e-prop, symmetric', '#0B4A8F'),
     'adaptive': ('e-prop, adaptive', '#2FA684'),
+    'adaptive_slow': ('e-prop, adaptive, decay 0.001', '#8FD3C0'),
     'random': ('e-prop, random', '#EFAF32'),
     'uniform': ('e-prop, uniform', '#9CC9EC'),
     'readout': ('readout alone', '#707070'),
