@@ -199,3 +199,18 @@ def test_two_comparisons_do_not_share_runs(house, tmp_path):
   assert f'process {process.pid} on' in call(house, tmp_path, expect=2).stderr
   process.terminate()
   process.wait(60)
+
+
+@pytest.mark.parametrize('folder, table, flag', [
+    ('Figure_3_and_S7_e-prop_tutorials', 'comparison_pattern_generation', '--task=pattern_generation'),
+    ('Figure_2_TIMIT', 'comparison_espeak_fbank', '--dataset=x/espeak_fbank'),
+    ('Figure_4_and_5_ATARI', 'comparison_catch', '--level_name=catch')])
+@pytest.mark.parametrize('damage', [lambda text: '', lambda text: text[:len(text) // 2], lambda text: text.replace(',', ';')],
+                         ids=['empty', 'cut', 'semicolons'])
+def test_tables_of_the_figures_drawn_once_more(tmp_path, folder, table, flag, damage):
+  text = (conftest.ROOT / folder / 'figures' / f'{table}.csv').read_text(encoding='utf-8')
+  (tmp_path / f'{table}.csv').write_text(damage(text), encoding='utf-8')
+  done = subprocess.run([sys.executable, str(conftest.ROOT / folder / 'compare_learning_rules.py'), '--replot', flag,
+                         f'--out={tmp_path}'], capture_output=True, text=True, timeout=120, check=False)
+  assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
+  assert f'{table}.csv' in done.stderr and os.listdir(tmp_path) == [f'{table}.csv']
