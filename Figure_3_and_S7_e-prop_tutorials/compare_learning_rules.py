@@ -78,7 +78,7 @@ def train_all(script, rules, n_iter, columns, results, path):
 
 def print_table(path, columns, results):
   """Prints mean and standard deviation over the seeds of each rule."""
-  for rule, runs in plots.read_comparison(path, (results[0], 'wall_time_s'), results).items():
+  for rule, runs in plots.read_comparison(path, (results[0], 'wall_time_s'), (*results, 'wall_time_s')).items():
     values = [float(run[results[0]][-1]) for run in runs]
     wall = np.mean([float(run['wall_time_s'][-1]) for run in runs])
     text = f'{plots.RULES[rule][0]:28s} {results[0]} {comparison.spread(values)}  mean wall time {wall:.0f} s'
