@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 import distribution
@@ -28,7 +27,6 @@ sys.path.insert(0, {folder!r})
 import experiment
 from absl import flags
 import keras
-import numpy as np
 import tensorflow as tf
 
 import distribution

@@ -218,7 +218,7 @@ def test_drop_out_is_that_of_one_tape():
     @tf.function
     def run():
       with tf.GradientTape() as tape:
-        x, steps, outputs = batch.x, F, []
+        x, outputs = batch.x, []
         for k, both in enumerate(w.layers):
           x = x * tf.repeat(masks[k], x.shape[0] // F, 0)
           halves = []
