@@ -27,6 +27,7 @@ sys.path.insert(0, {folder!r})
 import experiment
 from absl import flags
 import keras
+import numpy as np
 import tensorflow as tf
 
 import distribution
