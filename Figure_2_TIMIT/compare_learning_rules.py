@@ -115,6 +115,8 @@ def print_table(path):
 
 def main():
   program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
+  if not FLAGS.networks:
+    raise files.UserError('--networks names no network')
   comparison.choose('network', FLAGS.networks, NETWORKS)
   comparison.prepare(result_plots.RULES)
   corpus = os.path.abspath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, 'nltk_sample', 'fbank'))

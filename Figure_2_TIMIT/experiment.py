@@ -35,6 +35,7 @@ import machine
 from files import UserError
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+_backend = os.environ.pop('MPLBACKEND', None)  # Keras imports matplotlib, which an unknown one would stop
 with machine.hidden_stderr():
   import keras
   import tensorflow as tf
@@ -43,6 +44,8 @@ with machine.hidden_stderr():
 
 import distribution  # noqa: E402
 import replicas  # noqa: E402
+if _backend is not None:
+  os.environ['MPLBACKEND'] = _backend
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
@@ -201,6 +204,8 @@ class Run:
     self._checkpoints = Checkpoints(self.path('checkpoints'), variables)
     if FLAGS.resume:
       self._checkpoints.restore()
+      if not self.iteration and os.path.exists(self.path('summary.json')):
+        raise UserError(f'{self.folder} is a finished run whose checkpoints are gone: it cannot be resumed')
     else:
       files.write_json(self.path('config.json'), config)
     self._metrics_file = self._open_metrics()
@@ -377,10 +382,11 @@ class Run:
     now = files.as_json(config)
     if not isinstance(before['flags'], dict):
       raise UserError(f'{self.path("config.json")} is damaged; the run cannot be resumed')
-    different = [name for name, value in now['flags'].items()
-                 if name not in self._free_flags and before['flags'].get(name, value) != value]
+    # A flag that the run did not know yet had its default.
+    was = {name: before['flags'].get(name, files.as_json(FLAGS[name].default)) for name in now['flags']}
+    different = [name for name, value in now['flags'].items() if name not in self._free_flags and was[name] != value]
     if different:
-      text = ', '.join(f'--{name}={before["flags"][name]} (now {now["flags"][name]})' for name in different)
+      text = ', '.join(f'--{name}={was[name]} (now {now["flags"][name]})' for name in different)
       raise UserError(f'{self.folder} was run with {text}: give the same flags to resume it')
     if before.get('data') != now['data']:
       raise UserError(f'{self.folder} learned from other data than are there now ({before.get("data")}, now {now["data"]}): '

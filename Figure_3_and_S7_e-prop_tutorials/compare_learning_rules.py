@@ -51,8 +51,11 @@ flags.DEFINE_integer('n_batch', None, 'trials per iteration; default: the tutori
 
 def rows_of(job, rule, seed, columns, results):
   """Rows of the CSV from a finished run: its metrics, and in the last one its results."""
-  summary = files.read_json(job.path('summary.json'), results)
+  summary = files.read_json(job.path('summary.json'), ('iterations', *results))
   metrics = files.read_csv(job.path('metrics.csv'), numbers=('iteration', *columns))
+  if metrics[-1]['iteration'] != str(summary['iterations']):
+    raise files.UserError(f'{job.path("metrics.csv")} ends at iteration {metrics[-1]["iteration"]}, the run at '
+                          f'{summary["iterations"]}: it is damaged; remove its folder to train it anew')
   rows = [dict(rule=rule, seed=seed, iteration=metric['iteration'],
                **{name: f'{float(metric[name]):.5g}' if metric[name] else '' for name in columns}) for metric in metrics]
   rows[-1].update({name: summary.get(name) for name in (*results, *COSTS)})

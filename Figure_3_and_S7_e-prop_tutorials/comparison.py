@@ -114,6 +114,8 @@ def train(jobs, collect):
     UserError: another comparison works in the same folder, or no run has finished.
   """
   program.if_interrupted(lambda: 'the same command goes on with what is missing')
+  if not jobs:
+    raise UserError('there is nothing to train: the flags name no rule, network or seed')
   top = os.path.commonpath([os.path.dirname(job.folder) for job in jobs])
   os.makedirs(top, exist_ok=True)
   machine.Lock(top)

@@ -57,7 +57,8 @@ class Checkpoints:
     """
     arrays = {name: variable.numpy() for name, variable in self._variables.items()}
     path = os.path.join(self._folder, f'{iteration}.npz')
-    _check_weights(arrays, f'after iteration {iteration}; the checkpoints in {self._folder} are from before')
+    before = f'the checkpoints in {self._folder} are from before' if self.paths() else 'there is no checkpoint yet'
+    _check_weights(arrays, f'after iteration {iteration}; {before}')
     try:
       files.write_npz(path, arrays)
     except OSError as error:
