@@ -8,6 +8,8 @@ Notation as in agent.py, and
   delta[n]   r[n] + g (1 - done[n]) V[n+1] - V[n], the TD error; done[n] is reset[n+1]
   A[n]       delta[n] + g lambda (1 - done[n]) A[n+1], the advantage, A[N] = 0 (generalised advantage estimation)
   R[n]       V[n] + A[n], the return; with lambda = 1, r[n] + g (1 - done[n]) R[n+1] and R[N] = V[N]
+  rho[n]     pi(a[n]) / pi_old(a[n]), of clipped updates: how much likelier the action is than when it was taken
+  c          --clip_range
 """
 from typing import NamedTuple
 
@@ -32,6 +34,14 @@ class Costs(NamedTuple):
   voltage_cost_cnn: float = 0.5
   reg_factor_cnn: float = 1e8
   voltage_reg_method: str = 'avg_time'  # convolutional layers: voltages averaged over time; 'avg_all': trials, too
+  clip_range: float = 0.2          # of rho in clipped updates
+
+
+class Targets(NamedTuple):
+  """What stays as play found it while a window is learned from several times; [N, B] each."""
+  log_pi: tf.Tensor     # log-probability of the actions
+  advantage: tf.Tensor  # A
+  returns: tf.Tensor    # R
 
 
 class Window(NamedTuple):
@@ -41,6 +51,7 @@ class Window(NamedTuple):
   reward: tf.Tensor  # [N, B]
   mask: tf.Tensor    # [N, B] weight of each step in the policy, value and entropy losses, see `episode_mask`
   policy_weight: tf.Tensor = 1.0  # [] of the policy loss
+  targets: Targets = None         # of a clipped update; None: the records are those of play, and A and R follow from them
 
 
 class Losses(NamedTuple):
@@ -57,7 +68,7 @@ class Signals(NamedTuple):
   """What the heads have to say, of N + 1 agent steps each; the bootstrap frame's are 0."""
   policy_value: tf.Tensor  # [N + 1, B, A + 1] derivative of policy and value loss by the heads' outputs, per unit advantage
   entropy: tf.Tensor       # [N + 1, B, A + 1] derivative of the entropy loss
-  advantage: tf.Tensor     # [N + 1, B] A
+  advantage: tf.Tensor     # [N + 1, B, 1] A; of clipped updates [N + 1, B, A + 1]: rho A where it is not clipped, and R - V
   td_error: tf.Tensor      # [N + 1, B] delta
 
 
@@ -84,6 +95,30 @@ def discounted_returns(reward, done, bootstrap, discount):
   return tf.stack(returns)
 
 
+def for_heads(records):
+  """Of a list of Records, what losses and signals need: a Record of reset, features, logits and value, [N + 1, ...] each."""
+  small = {name: tf.stack([getattr(record, name) for record in records]) for name in ('reset', 'features', 'logits', 'value')}
+  return Record(**{name: small.get(name) for name in Record._fields})
+
+
+def log_pi_of_actions(window):
+  """log pi(a[n]), [N, B]."""
+  log_pi = tf.nn.log_softmax(window.records.logits[:-1])
+  return tf.reduce_sum(log_pi * tf.one_hot(window.action, log_pi.shape[-1], dtype=log_pi.dtype), -1)
+
+
+def surrogate(costs, window):
+  """rho A and clip(rho, 1 - c, 1 + c) A, [N, B] each: the smaller one is what a clipped update makes large. Differentiable."""
+  rho = tf.exp(log_pi_of_actions(window) - window.targets.log_pi)
+  return tuple(x * window.targets.advantage for x in (rho, tf.clip_by_value(rho, 1 - costs.clip_range, 1 + costs.clip_range)))
+
+
+def targets(costs, window):
+  """Targets of a window as it was played."""
+  signals, returns = learning_signals(costs, window)
+  return Targets(log_pi_of_actions(window), signals.advantage[:-1, :, 0], returns)
+
+
 def learning_signals(costs, window):
   """Signals of the heads, from the records.
 
@@ -97,6 +132,7 @@ def learning_signals(costs, window):
   logits, value, done = window.records.logits, window.records.value, window.records.reset[1:]
   td_error = window.reward + costs.discounting * (1 - done) * value[1:] - value[:-1]
   advantage = discounted_returns(td_error, done, tf.zeros_like(value[0]), costs.discounting * costs.gae_lambda)
+  returns, advantage = value[:-1] + advantage, advantage[..., None]
   pi, log_pi = tf.nn.softmax(logits[:-1]), tf.nn.log_softmax(logits[:-1])
   entropy = -tf.reduce_sum(pi * log_pi, -1, keepdims=True)
   mask = window.mask[..., None]
@@ -104,8 +140,12 @@ def learning_signals(costs, window):
   of_value = -costs.baseline_cost * tf.ones_like(entropy)
   policy_value = mask * tf.concat([of_policy, of_value], -1)                                        # (37)
   of_entropy = mask * tf.concat([costs.entropy_cost * pi * (log_pi + entropy), tf.zeros_like(entropy)], -1)
+  if window.targets is not None:
+    returns, (free, clipped) = window.targets.returns, surrogate(costs, window)
+    of_policy = tf.repeat(tf.where(free <= clipped, free, tf.zeros_like(free))[..., None], logits.shape[-1], -1)
+    advantage = tf.concat([of_policy, (returns - value[:-1])[..., None]], -1)
   padded = lambda x: tf.pad(x, [[0, 1]] + [[0, 0]] * (x.shape.rank - 1))
-  return Signals(*map(padded, (policy_value, of_entropy, advantage, td_error))), value[:-1] + advantage
+  return Signals(*map(padded, (policy_value, of_entropy, advantage, td_error))), returns
 
 
 class Seen(NamedTuple):
@@ -159,14 +199,15 @@ def lsnn_voltage(costs, cell, v, a):
 
 
 def all_losses(costs, window, advantage, seen, n_steps):
-  """Losses, and mean rates [N]. advantage: [N, B]; seen: Seen; n_steps: T'. Differentiable."""
+  """Losses, and mean rates [N]. advantage: R - V, [N, B]; seen: Seen; n_steps: T'. Differentiable."""
   logits, mask = window.records.logits[:-1], window.mask
   log_pi = tf.nn.log_softmax(logits)
-  of_action = tf.reduce_sum(log_pi * tf.one_hot(window.action, log_pi.shape[-1], dtype=log_pi.dtype), -1)
+  gain = (tf.stop_gradient(advantage) * log_pi_of_actions(window) if window.targets is None else
+          tf.minimum(*surrogate(costs, window)))
   entropy = -tf.reduce_sum(tf.exp(log_pi) * log_pi, -1)
   rate = seen.spikes / (n_steps * logits.shape[1])
   of_level = [tf.reduce_sum(tf.reduce_mean(level ** 2, 0)) for level in voltage_levels(costs, seen, n_steps)]
-  return Losses(policy=-window.policy_weight * tf.reduce_sum(mask * tf.stop_gradient(advantage) * of_action),
+  return Losses(policy=-window.policy_weight * tf.reduce_sum(mask * gain),
                 value=costs.baseline_cost / 2 * tf.reduce_sum(mask * advantage ** 2),
                 entropy=-costs.entropy_cost * tf.reduce_sum(mask * entropy),
                 rate=costs.rate_cost * tf.reduce_sum((rate - costs.rate_target) ** 2),

@@ -95,6 +95,10 @@ flags.DEFINE_float('epsilon', 1.0, 'epsilon of Adam', lower_bound=0)
 schedules.define('discounting', 0.99, 'discount per agent step', upper_bound=1)
 flags.DEFINE_float('gae_lambda', 1.0, 'decay of advantages beside the discount, generalised advantage estimation', 0.0, 1.0)
 flags.DEFINE_bool('normalise_advantages', False, 'divide the policy\'s advantages by their running standard deviation')
+flags.DEFINE_integer('update_epochs', 1, 'how often each window is learned from, see clipped_updates.py', 1, 1000)
+flags.DEFINE_integer('n_minibatches', 1, 'groups of environments into which it is split, with an update for each', 1, 10 ** 5)
+flags.DEFINE_float('clip_range', 0.2, 'change of an action\'s relative probability from which on such updates ignore it',
+                   lower_bound=0)
 flags.DEFINE_float('critic_warmup_frames', 0, 'frames at the beginning in which the policy does not learn', lower_bound=0)
 schedules.define('entropy_cost', 0.0025, 'weight of the entropy')
 flags.DEFINE_float('baseline_cost', 1.0, 'weight of the squared error of the value', lower_bound=0)
@@ -172,12 +176,20 @@ def set_flags():
     program.preset(n_workers=1)  # two would each want all of its memory
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
+  if several_updates() and (FLAGS.apply_after_end or FLAGS.eprop_impl == 'hardcoded'):
+    raise UserError('--update_epochs and --n_minibatches above 1 need --noapply_after_end, and --eprop_impl=adjoint or autodiff: '
+                    'they learn from a window that is over')
   if FLAGS.mode != 'eval' and FLAGS.checkpoint:
     raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
   if FLAGS.mode == 'eval' and not FLAGS.checkpoint:
     raise UserError('--mode=eval needs --checkpoint=FILE.npz, the final_weights.npz of a run')
   if not (FLAGS.avg_ba_cnn or FLAGS.ba_cnn):
     raise UserError('the heads need a view of the convolutional layers: give --avg_ba_cnn or --ba_cnn')
+
+
+def several_updates():
+  """Whether a window is learned from by several clipped updates."""
+  return FLAGS.update_epochs * FLAGS.n_minibatches > 1
 
 
 def make_environment(n_envs, first_game=0, n_games=0):

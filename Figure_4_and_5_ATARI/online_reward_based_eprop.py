@@ -226,5 +226,5 @@ def hardcoded(agent, costs, weights, window, traces=None, feedback=None, seen=No
   _, sums = rule.network_steps(n_frames - 1, traces, sums)                                    # the bootstrap frame
 
   seen = observe(agent, costs, window.records) if seen is None else seen
-  losses, rate = all_losses(costs, window, rule.signals.advantage[:-1], seen, n_frames * agent.n_repeat)
+  losses, rate = all_losses(costs, window, rule.signals.advantage[:-1, :, 0], seen, n_frames * agent.n_repeat)
   return Result(rule.gradients(sums, seen, rate), losses, rule.returns, rate), traces

@@ -21,9 +21,9 @@ class Played(NamedTuple):
   score: np.ndarray    # float32 [N, B] true rewards
   done: np.ndarray     # bool [N, B]
 
-  def window(self, reward, mask, policy_weight):
-    """Everything as the Window of `autodiff` and `hardcoded`; reward, mask: [N, B]; policy_weight: []."""
-    return Window(Record(*map(tf.stack, zip(*self.records))), tf.constant(self.action), reward, mask, policy_weight)
+  def window(self, reward, mask, policy_weight, targets=None):
+    """Everything as the Window of `autodiff` and `hardcoded`; the arguments are as in Window."""
+    return Window(Record(*map(tf.stack, zip(*self.records))), tf.constant(self.action), reward, mask, policy_weight, targets)
 
 
 def sample(logits, rng, first_game=0, n_games=0):
@@ -38,11 +38,14 @@ class Player:
   Args:
     agent: agent.Agent.
     environment: see environments.py.
+
+  Attributes:
+    act: agent.act, compiled.
   """
 
   def __init__(self, agent, environment):
     self.agent, self.environment = agent, environment
-    self._act = tf.function(agent.act)
+    self.act = tf.function(agent.act)
 
   def begin(self, weights, seed):
     """Resets all environments and agents; seed: int."""
@@ -66,7 +69,7 @@ class Player:
   def _see(self, weights, frame, reset, state):
     reset = tf.constant(reset, self.agent.dtype)
     self.state_before = state
-    self.logits, self.value, self.state, self.record = self._act(weights, state, tf.constant(frame), reset)
+    self.logits, self.value, self.state, self.record = self.act(weights, state, tf.constant(frame), reset)
 
   def window(self, weights, n_steps, rng, first_game=0, n_games=0):
     """Plays n_steps agent steps and shows the frame after them.

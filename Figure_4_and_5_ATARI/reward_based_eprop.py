@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from actor_critic import (Costs, Losses, Seen, Window, all_losses, learning_signals, lsnn_voltage, observe, rate_signal,
-                          voltage_factors)
-from agent import Record, Weights, heads
+from actor_critic import (Costs, Losses, Seen, Window, all_losses, for_heads, learning_signals, lsnn_voltage, observe,
+                          rate_signal, voltage_factors)
+from agent import Weights, heads
 import eprop
 from eprop import presynaptic_product
 from lsnn import cut, spike, without_autapses
@@ -83,8 +83,8 @@ def prepare(agent, costs, window, seen, bptt=False):
   records = window.records
   n_steps, n_batch = records.reset.shape[0] * agent.n_repeat, records.reset.shape[1]
   signals, returns = learning_signals(costs, window)
-  losses, rate = all_losses(costs, window, signals.advantage[:-1], seen, n_steps)
-  rewarded = signals.policy_value * signals.advantage[..., None]
+  losses, rate = all_losses(costs, window, signals.advantage[:-1, :, -1], seen, n_steps)
+  rewarded = signals.policy_value * signals.advantage
   signal_rnn = filter_back(rewarded + signals.entropy, records.reset, agent.kappa_frame)
   signal_cnn = signal_rnn if bptt else filter_back(rewarded / costs.reg_factor_cnn, records.reset, agent.kappa_frame)
   both = presynaptic_product(records.features, signal_rnn), (1 - agent.kappa_frame) * tf.reduce_sum(signal_rnn, [0, 1])
@@ -273,14 +273,14 @@ class Learner:
     self._prepare = tf.function(lambda window, seen: prepare(agent, costs, window, seen, bptt))
     self._backward = tf.function(lambda *args, feedback: backward(agent, costs, *args, feedback, bptt))
 
-  def __call__(self, weights, records, action, reward, mask, policy_weight=1.0, feedback=None):
+  def __call__(self, weights, records, action, reward, mask, policy_weight=1.0, targets=None, feedback=None):
     """The gradient of a window.
 
     Args:
       weights: Weights with which the records were made.
       records: list of N + 1 Records.
       feedback: [n_features, A + 1] through which signals are broadcast, default the heads' weights; BPTT ignores it.
-      action, reward, mask, policy_weight: as in Window.
+      action, reward, mask, policy_weight, targets: as in Window.
 
     Returns:
       Result.
@@ -293,9 +293,7 @@ class Learner:
     for record in records:
       seen = self._observe(record, seen)
     seen = self._of_whole_batch(seen)
-    small = {name: tf.stack([getattr(record, name) for record in records]) for name in ('reset', 'features', 'logits', 'value')}
-    window = Window(Record(**{name: small.get(name) for name in Record._fields}), action, reward, mask,
-                    tf.constant(policy_weight, agent.dtype))
+    window = Window(for_heads(records), action, reward, mask, tf.constant(policy_weight, agent.dtype), targets)
     plan = self._prepare(window, seen)
     for k in reversed(range(0, len(records), self.GROUP)):
       adjoints, sums = self._backward(weights, records[k:k + self.GROUP], plan, tf.constant(k), adjoints, sums,

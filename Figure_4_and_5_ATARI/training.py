@@ -18,9 +18,11 @@ import tensorflow as tf
 from actor_critic import Costs, Losses, episode_mask, observe
 from agent import by_name
 import checkpoints
+import clipped_updates
 import configuration
 import files
 from experiment import rng
+from files import UserError
 from online_reward_based_eprop import hardcoded
 import playing
 import replicas
@@ -34,7 +36,7 @@ FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment', '
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'won', 'lost', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss',
            'explained', 'advantage_sd', 'entropy', 'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn',
-           'learning_rate', 'max_episode_len', 'frames_per_s')
+           'learning_rate', 'max_episode_len', 'kl', 'clipped', 'frames_per_s')
 
 
 def own_games():
@@ -53,7 +55,7 @@ def of_whole_batch(seen):
   """actor_critic.Seen of this worker's games, with what the others saw; see reward_based_eprop.Learner."""
   if not replicas.several():
     return seen
-  own, n_games = seen.above1.shape[0], FLAGS.parallel_episodes
+  own, n_games = seen.above1.shape[0], FLAGS.parallel_episodes // FLAGS.n_minibatches
   levels = [tf.reduce_sum(level, 0) for level in seen[:4]] if FLAGS.voltage_reg_method == 'avg_all' else []
   spikes, *levels = replicas.total([seen.spikes, *levels])
   seen = seen._replace(spikes=tf.constant(spikes * (own / n_games)))
@@ -61,23 +63,28 @@ def of_whole_batch(seen):
   return seen._replace(**dict(zip(seen._fields, levels)))
 
 
-def make_learner(agent, weights, n_frames=0):
-  """How a window is learned from.
-
-  Args:
-    agent: Agent.
-    weights: Weights of variables.
-    n_frames: emulator frames played so far, on which costs may depend.
-
-  Returns:
-    A function of Played and the last three of Window that returns a Result, and one that makes it forget earlier windows.
-  """
+def costs_at(n_frames):
+  """Costs of this worker after n_frames emulator frames."""
   values = {name: getattr(FLAGS, name) for name in Costs._fields}
   values |= {name: schedules.at(values[name], n_frames) for name in ('discounting', 'entropy_cost')}
   # Costs of means over the batch: each worker adds its part.
   share = (own_games().stop - own_games().start) / FLAGS.parallel_episodes
   values |= {name: share * values[name] for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}
-  costs, bptt = Costs(**values), not FLAGS.use_eprop
+  return Costs(**values)
+
+
+def make_learner(agent, weights, costs):
+  """How a window is learned from.
+
+  Args:
+    agent: Agent.
+    weights: Weights of variables.
+    costs: Costs.
+
+  Returns:
+    A function of Played and the last four of Window that returns a Result, and one that makes it forget earlier windows.
+  """
+  bptt = not FLAGS.use_eprop
   if FLAGS.eprop_impl == 'adjoint':
     learner = Learner(agent, costs, bptt, of_whole_batch)
     return lambda played, *signal: learner(weights, played.records, tf.constant(played.action), *signal), lambda: None
@@ -187,6 +194,9 @@ class Sums(NamedTuple):
   returns_square: float = 0
   advantage: float = 0
   advantage_square: float = 0
+  # Of several updates per window, see clipped_updates.learn
+  kl: float = 0
+  clipped: float = 0
 
   @property
   def losses(self):
@@ -201,10 +211,12 @@ class Sums(NamedTuple):
     explained = 1 - variance(self.advantage, self.advantage_square) / of_returns if of_returns > 0 else None
     return dict(self._asdict(), **of_games, lost=of_games['won'] - of_games['score'],
                 episode_len=self.n_steps / FLAGS.parallel_episodes, explained=explained, entropy=self.entropy / self.n_steps,
-                advantage_sd=(self.advantage_square / self.n_counted) ** 0.5, rate_lsnn=self.rate_lsnn / self.n_windows)
+                advantage_sd=(self.advantage_square / self.n_counted) ** 0.5, rate_lsnn=self.rate_lsnn / self.n_windows,
+                **{name: getattr(self, name) / self.n_counted if configuration.several_updates() else None
+                   for name in ('kl', 'clipped')})
 
 
-def sums_of(played, first_step, reward, mask, counted, n_unfinished, result):
+def sums_of(played, first_step, reward, mask, counted, n_unfinished, result, kl, clipped):
   """Sums of a window.
 
   Args:
@@ -214,6 +226,7 @@ def sums_of(played, first_step, reward, mask, counted, n_unfinished, result):
     mask, counted: 1 for steps of first games, and for those that count for learning, [N, B].
     n_unfinished: first games that go on after it.
     result: reward_based_eprop.Result.
+    kl, clipped: as in Sums.
 
   Returns:
     Sums.
@@ -228,7 +241,7 @@ def sums_of(played, first_step, reward, mask, counted, n_unfinished, result):
   return Sums(*map(float, result.losses), n_windows=1, rate_lsnn=result.rate.numpy().mean(), n_unfinished=n_unfinished,
               **of_games, n_counted=counted.sum(), returns=(counted * returns).sum(),
               returns_square=(counted * returns ** 2).sum(), advantage=(counted * advantage).sum(),
-              advantage_square=(counted * advantage ** 2).sum())
+              advantage_square=(counted * advantage ** 2).sum(), kl=kl, clipped=clipped)
 
 
 def initial_weights(agent):
@@ -267,21 +280,32 @@ class Worker:
 
   def __init__(self):
     self._games = own_games()
+    if self._games.start % FLAGS.n_minibatches or self._games.stop % FLAGS.n_minibatches:
+      raise UserError(f'--n_minibatches={FLAGS.n_minibatches} must divide the number of environments of each worker, here '
+                      f'{self._games.stop - self._games.start} of --parallel_episodes={FLAGS.parallel_episodes}')
     environment = configuration.make_environment(self._games.stop - self._games.start, self._games.start, FLAGS.parallel_episodes)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, self.frames_before = initial_weights(self.agent)
     self.player, self.scale = playing.Player(self.agent, environment), AdvantageScale()
-    self._phase = None
+    self._costs = None
 
   def begin(self, n_frames):
     """Sets what depends on n_frames, the emulator frames so far with those of --restore_from."""
     self._n_frames = n_frames
     self.player.environment.set_max_episode_len(configuration.max_episode_len(n_frames))
-    phase = [schedules.at(value, n_frames) for value in (FLAGS.discounting, FLAGS.entropy_cost)]
-    if phase != self._phase:
-      self._phase = phase
-      self._learn, self._forget = make_learner(self.agent, self.weights, n_frames)
+    costs = costs_at(n_frames)
+    if costs != self._costs:
+      self._costs = costs
+      self._learn, self._forget = make_learner(self.agent, self.weights, costs)
     self._forget()
+
+  def _learn_from(self, played, signal, generator, change):
+    """What clipped_updates.learn returns; of the one update without it, a Result with gradients, to be applied."""
+    if not configuration.several_updates():
+      return self._learn(played, *signal), 0.0, 0.0
+    splits = [clipped_updates.groups(generator, FLAGS.parallel_episodes, self._games, FLAGS.n_minibatches)
+              for _ in range(FLAGS.update_epochs)]
+    return clipped_updates.learn(self.player.act, self.weights, self._costs, played, signal, splits, self._learn, change)
 
   def play_and_learn(self, iteration, change, folder=None):
     """The episodes of an iteration.
@@ -295,8 +319,14 @@ class Worker:
       Sums of all workers; how many agent steps each environment was played.
     """
     player, unroll_length = self.player, int(schedules.at(FLAGS.unroll_length, self._n_frames))
-    generator = rng('episodes', iteration)
+    generator, of_groups = rng('episodes', iteration), rng('minibatches', iteration)
     player.begin(self.weights, int(generator.integers(2 ** 31)))
+
+    def update(result):
+      of_all = (result.gradients, sum(result.losses), tf.reduce_mean(result.rate))
+      *gradients, loss, rate = replicas.total(tf.nest.flatten(of_all))
+      change(gradients, float(loss), float(rate))
+
     finished, gradients, sums = tf.zeros(len(player.logits), FLAGS.dtype), None, Sums()
     for n_windows in itertools.count(1):
       played = player.window(self.weights, unroll_length, generator, self._games.start, FLAGS.parallel_episodes)
@@ -304,9 +334,10 @@ class Worker:
       counted = mask if FLAGS.apply_after_end else tf.ones_like(mask)
       reward = np.clip(played.score, FLAGS.least_reward, 1).astype(FLAGS.dtype)
       weight = tf.constant(self.scale.policy_weight(self._n_frames), FLAGS.dtype)
-      result = self._learn(played, tf.constant(FLAGS.reward_scale * reward), counted, weight)
+      signal = tf.constant(FLAGS.reward_scale * reward), counted, weight
+      result, *drift = self._learn_from(played, signal, of_groups, update)
       of_window = sums_of(played, (n_windows - 1) * unroll_length, reward, mask.numpy(), counted.numpy(),
-                          np.sum(finished == 0), result)
+                          np.sum(finished == 0), result, *drift)
       of_window = Sums(*replicas.total([np.array(of_window, np.float64)])[0])
       sums = Sums(*map(sum, zip(sums, of_window)))
       self.scale.update(of_window.advantage_square / max(of_window.n_counted, 1))
@@ -315,7 +346,8 @@ class Worker:
         if replicas.leads():
           files.write_npz(os.path.join(folder, f'observations_{iteration}_{n_windows}.npz'), arrays, compressed=True)
       if not FLAGS.apply_after_end:
-        change(replicas.total(tf.nest.flatten(result.gradients)), sum(of_window.losses), of_window.rate_lsnn)
+        if result.gradients is not None:
+          update(result)
         player.look_again(self.weights)
       elif gradients is None:
         gradients = tf.nest.flatten(result.gradients)

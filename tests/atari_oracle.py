@@ -135,7 +135,18 @@ def policy(y):
   return np.exp(y[..., :-1]) / np.exp(y[..., :-1]).sum(-1, keepdims=True)
 
 
-def losses(agent, costs, neurons, run, action, reward, mask, policy_weight, reset):
+def clipped(targets, log_pi, clip_range, n, b):
+  """Of a clipped update: loss of the policy at a step per unit of its weight, and the factor of its learning signal."""
+  old, A, _ = (x[n, b] for x in targets)
+  ratio = np.exp(log_pi - old)
+  if A > 0 and ratio > 1 + clip_range:
+    return -A * (1 + clip_range), 0.0
+  if A < 0 and ratio < 1 - clip_range:
+    return -A * (1 - clip_range), 0.0
+  return -A * ratio, A * ratio
+
+
+def losses(agent, costs, neurons, run, action, reward, mask, policy_weight, targets, reset):
   """Policy, value, entropy, rate, voltage of the LSNN, voltage of the convolutional layers, each times its cost."""
   n_agent_steps, n_batch = reward.shape
   delta = td_errors(reward, reset[1:], run.y[..., -1], costs.discounting)
@@ -144,8 +155,12 @@ def losses(agent, costs, neurons, run, action, reward, mask, policy_weight, rese
   for n in range(n_agent_steps):
     for b in range(n_batch):
       pi = policy(run.y[n, b])
-      of_policy -= policy_weight * mask[n, b] * np.log(pi[action[n, b]]) * A[n, b]
-      of_value += mask[n, b] * costs.baseline_cost * A[n, b] ** 2 / 2
+      log_pi, error = np.log(pi[action[n, b]]), A[n, b]
+      of_step = -log_pi * A[n, b]
+      if targets:
+        error, (of_step, _) = targets[2][n, b] - run.y[n, b, -1], clipped(targets, log_pi, costs.clip_range, n, b)
+      of_policy += policy_weight * mask[n, b] * of_step
+      of_value += mask[n, b] * costs.baseline_cost * error ** 2 / 2
       of_entropy += mask[n, b] * costs.entropy_cost * np.sum(pi * np.log(pi))
   of_rate = costs.rate_cost * np.sum((run.rnn.z.mean((0, 1)) - costs.rate_target) ** 2)
   relu = lambda x: np.maximum(x, 0)
@@ -182,7 +197,7 @@ class Trace:
     self.gradient += delta * self.G + L_now * self.e_bar          # (36)
 
 
-def eprop(agent, costs, neurons, weights, run, action, reward, mask, policy_weight, reset, feedback):
+def eprop(agent, costs, neurons, weights, run, action, reward, mask, policy_weight, targets, reset, feedback):
   """Reward-based e-prop as traces that run forward, trial by trial.
 
   Args:
@@ -211,7 +226,7 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, policy_weig
   total = 0
   relu = lambda x: np.maximum(x, 0)
   for b in range(n_batch):
-    trace_of = lambda *shape: Trace(shape, agent.kappa, costs.discounting * costs.gae_lambda)
+    trace_of = lambda *shape: Trace(shape, agent.kappa, 0.0 if targets else costs.discounting * costs.gae_lambda)
     rnn, heads = trace_of(pre.shape[-1], n), trace_of(sum(sizes) + 1, n_outputs)
     convs = [trace_of(filters[..., 0].size + 1, *z.shape[2:])                                # [i, H, W, F]
              for z, (_, _, filters) in zip(z_conv, layers)]
@@ -260,6 +275,10 @@ def eprop(agent, costs, neurons, weights, run, action, reward, mask, policy_weig
         pi = policy(run.y[f, b])
         of_policy = policy_weight * (pi - (np.arange(n_outputs - 1) == action[f, b]))
         error = mask[f, b] * np.append(of_policy, -costs.baseline_cost)
+        if targets:  # each step has its own factors, instead of a TD error for all steps before
+          delta[f, b] = 1.0
+          _, factor = clipped(targets, np.log(pi[action[f, b]]), costs.clip_range, f, b)
+          error *= np.append(factor * np.ones_like(pi), targets[2][f, b] - run.y[f, b, -1])
         H = -np.sum(pi * np.log(pi))
         entropy = mask[f, b] * np.append(costs.entropy_cost * pi * (np.log(pi) + H), 0.0)
         rnn.end_of_frame(B_rnn @ error, delta[f, b], B_rnn @ entropy)               # (5), (37)

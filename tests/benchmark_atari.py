@@ -35,7 +35,7 @@ class Atari:
     environment = configuration.make_environment(n_envs)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, _ = training.initial_weights(self.agent)
-    self._learn, _ = training.make_learner(self.agent, self.weights)
+    self._learn, _ = training.make_learner(self.agent, self.weights, training.costs_at(0))
     self._optimizer = training.Optimizer(self.weights)
     self._rng = np.random.default_rng(0)
     self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))

@@ -12,8 +12,8 @@ import tensorflow as tf
 FIGURE_4 = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'
 sys.path.append(str(FIGURE_4))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
-from actor_critic import Costs, Window, discounted_returns, episode_mask
-from agent import Agent, NAMES, Weights, by_name, heads
+from actor_critic import Costs, Targets, Window, discounted_returns, episode_mask, learning_signals, log_pi_of_actions, targets
+from agent import Agent, NAMES, Record, Weights, by_name, heads
 import atari_oracle
 import lsnn
 from online_reward_based_eprop import hardcoded
@@ -32,8 +32,9 @@ COSTS = Costs(discounting=0.9, baseline_cost=0.7, entropy_cost=0.4, rate_cost=5.
 NO_MEANS = COSTS._replace(rate_cost=0.0, voltage_cost_rnn=0.0, voltage_cost_cnn=0.0)  # costs that do not see the window
 BROADCAST = 'broadcast convolutions'
 ESTIMATED = 'generalised, normalised advantages'
+CLIPPED = 'a clipped update'
 CASES = ('episodes end', 'begins inside an episode', 'averages over trials', 'random feedback', 'three windows', ESTIMATED,
-         BROADCAST, f'{BROADCAST}, random feedback')
+         CLIPPED, BROADCAST, f'{BROADCAST}, random feedback')
 HEADS = ('w_policy', 'b_policy', 'w_value', 'b_value')
 SEEDS = {False: 3, True: 8}  # without and with broadcast convolutions, at which all layers spike
 
@@ -108,9 +109,12 @@ def make_problem(case):
     state = live(act, weights, state, frames[:4], tf.zeros((4, B), tf.float64))[1][-1]
   records, _ = live(act, weights, state, frames, tf.constant(reset))
   mask, _ = episode_mask(records.reset[1:], tf.zeros(B, tf.float64))
-  mask = tf.ones_like(mask) if case in ('three windows', ESTIMATED) else mask
+  mask = tf.ones_like(mask) if case in ('three windows', ESTIMATED, CLIPPED) else mask
   window = Window(records, tf.constant(rng.integers(0, A, (N, B)), tf.int32), tf.constant(rng.normal(size=(N, B))), mask,
-                  tf.constant(0.6 if case == ESTIMATED else 1.0, tf.float64))
+                  tf.constant(0.6 if case in (ESTIMATED, CLIPPED) else 1.0, tf.float64))
+  if case == CLIPPED:  # the policy was another one
+    log_pi, *others = (tf.constant(rng.normal(0, scale, (N, B))) for scale in (0.3, 1.0, 1.0))
+    window = window._replace(targets=Targets(log_pi_of_actions(window) + log_pi, *others))
   costs = COSTS._replace(voltage_reg_method='avg_all' if case == 'averages over trials' else 'avg_time',
                          gae_lambda=0.8 if case == ESTIMATED else 1.0)
   feedback = tf.constant(rng.normal(size=(agent.n_features, A + 1))) if 'random feedback' in case else None
@@ -328,7 +332,7 @@ def test_mask_is_one_until_the_first_end():
 @pytest.mark.parametrize('case', [case for case in CASES if case != 'begins inside an episode'])
 def test_losses_and_gradients_are_those_of_the_oracle(case):
   p, neurons, weights, reset, run = of_oracle(case)
-  arrays = (*(x.numpy() for x in p.window[1:]), reset)
+  arrays = (*(x.numpy() for x in p.window[1:5]), p.window.targets, reset)
   result = gradient(case, 'adjoint')
   expected = atari_oracle.losses(p.agent, p.costs, neurons, run, *arrays)
   assert np.abs(expected).min() > 1e-3
@@ -339,8 +343,8 @@ def test_losses_and_gradients_are_those_of_the_oracle(case):
   assert_equal(result.gradients, [gradients[name] for name in by_name(p.weights)])
 
 
-@pytest.mark.parametrize('rule', ['hardcoded', 'autodiff'])
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case, rule', [(case, rule) for case in CASES for rule in ('hardcoded', 'autodiff')
+                                        if (case, rule) != (CLIPPED, 'hardcoded')])
 def test_three_computations_are_one(case, rule):
   """Summation by parts: returns and TD errors give the same gradient, whatever ends inside the window."""
   assert_equal(gradient(case, rule).gradients, gradient(case, 'adjoint').gradients)
@@ -383,7 +387,7 @@ def test_compiled_graphs_give_the_same(case, rule):
     np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-@pytest.mark.parametrize('case', ['begins inside an episode', 'averages over trials', BROADCAST])
+@pytest.mark.parametrize('case', ['begins inside an episode', 'averages over trials', CLIPPED, BROADCAST])
 def test_bptt_is_autodiff_without_stops(case):
   assert_equal(gradient(case, 'bptt_adjoint').gradients, gradient(case, 'bptt_autodiff').gradients)
 
@@ -423,6 +427,31 @@ def test_advantages_change_the_learning_signal_alone(change):
   if change == 'policy_weight':
     np.testing.assert_allclose(2 * changed['w_policy'], before['w_policy'], rtol=1e-12)
     np.testing.assert_array_equal(changed['w_value'], before['w_value'])
+
+
+def test_clipped_signals_by_hand():
+  """One trial, two actions of probability 1/2, c = 0.2: A rho (pi - onehot) where the ratio rho did not go too far, else 0."""
+  old, A, factor = np.array([(0.5, 2, 2), (0.4, 2, 0), (0.4, -2, -2.5), (0.7, -2, 0), (0.7, 2, 10 / 7), (0.55, -2, -20 / 11)]).T
+  zeros = tf.zeros((7, 1), tf.float64)
+  records = Record(**dict.fromkeys(Record._fields) | dict(reset=zeros, logits=tf.zeros((7, 1, 2), tf.float64), value=zeros + 3))
+  window = Window(records, tf.zeros((6, 1), tf.int32), zeros[1:], tf.ones_like(zeros[1:]), tf.constant(0.5, tf.float64),
+                  Targets(*(tf.constant(x[:, None]) for x in (np.log(old), A, A + 10))))
+  signals, returns = learning_signals(COSTS, window)
+  rewarded = (signals.policy_value * signals.advantage).numpy()[:, 0]
+  np.testing.assert_allclose(rewarded[:6], np.stack([-factor / 4, factor / 4, -0.7 * (A + 7)], 1), rtol=1e-12)
+  assert not rewarded[6].any()
+  np.testing.assert_array_equal(returns[:, 0], A + 10)
+
+
+def test_the_first_clipped_update_is_the_usual_one():
+  """Of the weights that played: the ratio is 1."""
+  p = make_problem(ESTIMATED)
+  fixed = targets(p.costs, p.window)
+  actual, expected = learn(p, p.costs, p.window._replace(targets=fixed)), gradient(ESTIMATED, 'adjoint')
+  assert_equal(actual.gradients, expected.gradients)
+  np.testing.assert_allclose(actual.losses[1:], expected.losses[1:], rtol=1e-12)
+  np.testing.assert_allclose(actual.losses.policy, -0.6 * np.sum(fixed.advantage), rtol=1e-12)
+  np.testing.assert_allclose(actual.returns, expected.returns, rtol=1e-12)
 
 
 def test_random_feedback_and_symmetric_feedback_differ():
