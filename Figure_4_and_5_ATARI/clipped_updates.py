@@ -10,7 +10,8 @@ Its signal to the logits is A[n] rho[n] (pi - onehot(a[n])), and 0 where the cli
 is -baseline_cost (R[n] - V[n]). So the factor of the learning signals changes, and the eligibility traces are those of the new
 simulation, as in any window. A group's sums over trials count --n_minibatches times, as its means over trials do by themselves.
 
-The membranes from which a group is simulated, and those from which play goes on, are as the weights before the updates left them.
+The state from which a group is simulated, and that from which play goes on, is the one that the weights before the updates have
+led to. The online rule passes each step once, with the signal of the moment: this is not for it.
 """
 import numpy as np
 import tensorflow as tf

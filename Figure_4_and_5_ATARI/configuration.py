@@ -177,8 +177,7 @@ def set_flags():
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   if several_updates() and (FLAGS.apply_after_end or FLAGS.eprop_impl == 'hardcoded'):
-    raise UserError('--update_epochs and --n_minibatches above 1 need --noapply_after_end, and --eprop_impl=adjoint or autodiff: '
-                    'they learn from a window that is over')
+    raise UserError('--update_epochs or --n_minibatches above 1 needs --noapply_after_end, and --eprop_impl=adjoint or autodiff')
   if FLAGS.mode != 'eval' and FLAGS.checkpoint:
     raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
   if FLAGS.mode == 'eval' and not FLAGS.checkpoint:

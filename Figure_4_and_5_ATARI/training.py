@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import experiment
 from absl import flags
-import keras
 import numpy as np
 import tensorflow as tf
 
-from actor_critic import Costs, Losses, episode_mask, observe
+from actor_critic import Losses, episode_mask
 from agent import by_name
 import checkpoints
 import clipped_updates
@@ -23,10 +22,9 @@ import configuration
 import files
 from experiment import rng
 from files import UserError
-from online_reward_based_eprop import hardcoded
+from learning import AdvantageScale, Optimizer, costs_at, make_learner, own_games
 import playing
 import replicas
-from reward_based_eprop import Learner, autodiff
 import reports
 import schedules
 
@@ -36,12 +34,8 @@ FREE_FLAGS = ('total_environment_frames', 'print_every', 'do_plot', 'comment', '
 SHORT = 200  # agent steps over which `return_200` of metrics.csv is summed: the length of the published training's first games
 COLUMNS = ('frames', 'score', 'won', 'lost', 'return_200', 'return_clipped', 'episode_len', 'policy_loss', 'value_loss',
            'explained', 'advantage_sd', 'entropy', 'rate_loss', 'voltage_rnn_loss', 'voltage_cnn_loss', 'rate_lsnn',
-           'learning_rate', 'max_episode_len', 'kl', 'clipped', 'frames_per_s')
-
-
-def own_games():
-  """The slice of --parallel_episodes that this worker plays."""
-  return replicas.part(FLAGS.parallel_episodes, replicas.worker())
+           'learning_rate', 'max_episode_len', 'frames_per_s')
+DRIFT = ('kl', 'clipped')  # more of them, with several updates per window
 
 
 def of_all_games(array):
@@ -49,123 +43,6 @@ def of_all_games(array):
   whole = np.zeros([len(array), FLAGS.parallel_episodes, *array.shape[2:]], array.dtype)
   whole[:, own_games()] = array
   return replicas.total([whole])[0]
-
-
-def of_whole_batch(seen):
-  """actor_critic.Seen of this worker's games, with what the others saw; see reward_based_eprop.Learner."""
-  if not replicas.several():
-    return seen
-  own, n_games = seen.above1.shape[0], FLAGS.parallel_episodes // FLAGS.n_minibatches
-  levels = [tf.reduce_sum(level, 0) for level in seen[:4]] if FLAGS.voltage_reg_method == 'avg_all' else []
-  spikes, *levels = replicas.total([seen.spikes, *levels])
-  seen = seen._replace(spikes=tf.constant(spikes * (own / n_games)))
-  levels = [tf.repeat(level[None] / n_games, own, 0) for level in levels]
-  return seen._replace(**dict(zip(seen._fields, levels)))
-
-
-def costs_at(n_frames):
-  """Costs of this worker after n_frames emulator frames."""
-  values = {name: getattr(FLAGS, name) for name in Costs._fields}
-  values |= {name: schedules.at(values[name], n_frames) for name in ('discounting', 'entropy_cost')}
-  # Costs of means over the batch: each worker adds its part.
-  share = (own_games().stop - own_games().start) / FLAGS.parallel_episodes
-  values |= {name: share * values[name] for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}
-  return Costs(**values)
-
-
-def make_learner(agent, weights, costs):
-  """How a window is learned from.
-
-  Args:
-    agent: Agent.
-    weights: Weights of variables.
-    costs: Costs.
-
-  Returns:
-    A function of Played and the last four of Window that returns a Result, and one that makes it forget earlier windows.
-  """
-  bptt = not FLAGS.use_eprop
-  if FLAGS.eprop_impl == 'adjoint':
-    learner = Learner(agent, costs, bptt, of_whole_batch)
-    return lambda played, *signal: learner(weights, played.records, tf.constant(played.action), *signal), lambda: None
-  see = tf.function(lambda records: observe(agent, costs, records))
-  if FLAGS.eprop_impl == 'autodiff':
-    compiled = tf.function(lambda window, state, seen: autodiff(agent, costs, weights, window, state, bptt=bptt, seen=seen))
-
-    def learn_from(played, *signal):
-      window = played.window(*signal)
-      return compiled(window, played.state, of_whole_batch(see(window.records)))
-
-    return learn_from, lambda: None
-  online = tf.function(lambda window, traces, seen: hardcoded(agent, costs, weights, window, traces, seen=seen))
-  carried = [None]
-
-  def learn(played, *signal):
-    window = played.window(*signal)
-    result, carried[0] = online(window, carried[0], of_whole_batch(see(window.records)))
-    return result
-
-  return learn, lambda: carried.__setitem__(0, None)
-
-
-class Optimizer:
-  """Adam, of the heads and of the other weights, with a learning rate of each; or of the heads alone (--nocell_train)."""
-  HEADS = ('w_policy', 'b_policy', 'w_value', 'b_value')
-
-  def __init__(self, weights):
-    dtype = np.dtype(FLAGS.dtype).type
-    self._parts = []  # names, optimizer, factor of the learning rate
-    for names, factor in ((self.HEADS, FLAGS.learning_rate_heads),
-                          ([name for name in by_name(weights) if name not in self.HEADS], 1.0))[:1 + FLAGS.cell_train]:
-      adam = keras.optimizers.Adam(0.0, dtype(0.9), dtype(0.999), epsilon=FLAGS.epsilon)
-      adam.build(self._chosen(weights, names))
-      self._parts.append((names, adam, factor))
-    self.set_learning_rate(schedules.at(FLAGS.learning_rate, 0))
-
-  @staticmethod
-  def _chosen(weights, names):
-    arrays = by_name(weights)
-    return [arrays[name] for name in names]
-
-  @property
-  def variables(self):
-    """All that a resumed run needs."""
-    return [variable.value for _, adam, _ in self._parts for variable in adam.variables]
-
-  def set_learning_rate(self, rate):
-    for _, adam, factor in self._parts:
-      adam.learning_rate.assign(factor * rate)
-
-  def apply(self, gradients, weights):
-    """One update. gradients, weights: Weights, the latter of variables."""
-    for names, adam, _ in self._parts:
-      adam.apply(self._chosen(gradients, names), self._chosen(weights, names))
-
-
-class AdvantageScale:
-  """Running standard deviation of the advantages, by which --normalise_advantages divides those that follow.
-
-  Attributes:
-    variables: running mean of their squares, and the weight of what it has seen, both float64 [].
-  """
-  MEMORY = 0.99  # per window
-
-  def __init__(self):
-    self.variables = [tf.Variable(0.0, dtype=tf.float64) for _ in range(2)]
-
-  def policy_weight(self, n_frames):
-    """Of the policy loss of the window that begins after n_frames; 0 while nothing is known and the critic warms up."""
-    square, weight = (float(variable) for variable in self.variables)
-    if n_frames < FLAGS.critic_warmup_frames:
-      return 0.0
-    if not FLAGS.normalise_advantages:
-      return 1.0
-    return (weight / square) ** 0.5 if square else 0.0
-
-  def update(self, square):
-    """Takes in a window's mean square."""
-    for variable, value in zip(self.variables, (square, 1.0)):
-      variable.assign(self.MEMORY * variable + (1 - self.MEMORY) * value)
 
 
 class Sums(NamedTuple):
@@ -212,8 +89,7 @@ class Sums(NamedTuple):
     return dict(self._asdict(), **of_games, lost=of_games['won'] - of_games['score'],
                 episode_len=self.n_steps / FLAGS.parallel_episodes, explained=explained, entropy=self.entropy / self.n_steps,
                 advantage_sd=(self.advantage_square / self.n_counted) ** 0.5, rate_lsnn=self.rate_lsnn / self.n_windows,
-                **{name: getattr(self, name) / self.n_counted if configuration.several_updates() else None
-                   for name in ('kl', 'clipped')})
+                **{name: getattr(self, name) / self.n_counted for name in DRIFT})
 
 
 def sums_of(played, first_step, reward, mask, counted, n_unfinished, result, kl, clipped):
@@ -280,10 +156,11 @@ class Worker:
 
   def __init__(self):
     self._games = own_games()
+    n_games = self._games.stop - self._games.start
     if self._games.start % FLAGS.n_minibatches or self._games.stop % FLAGS.n_minibatches:
       raise UserError(f'--n_minibatches={FLAGS.n_minibatches} must divide the number of environments of each worker, here '
-                      f'{self._games.stop - self._games.start} of --parallel_episodes={FLAGS.parallel_episodes}')
-    environment = configuration.make_environment(self._games.stop - self._games.start, self._games.start, FLAGS.parallel_episodes)
+                      f'{n_games} of --parallel_episodes={FLAGS.parallel_episodes}')
+    environment = configuration.make_environment(n_games, self._games.start, FLAGS.parallel_episodes)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, self.frames_before = initial_weights(self.agent)
     self.player, self.scale = playing.Player(self.agent, environment), AdvantageScale()
@@ -367,7 +244,8 @@ def train():
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, worker.frames_before))
   state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
   state |= {f'advantage_{k}': variable for k, variable in enumerate(worker.scale.variables)}
-  run = experiment.Run('main', COLUMNS, dict(by_name(weights), frames=frames, frames_before=frames_before, **state),
+  columns = COLUMNS + (DRIFT if configuration.several_updates() else ())
+  run = experiment.Run('main', columns, dict(by_name(weights), frames=frames, frames_before=frames_before, **state),
                        FREE_FLAGS)
   arrays = lambda: dict({name: w.numpy() for name, w in by_name(weights).items()}, frames=np.int64(frames + frames_before))
 
@@ -388,7 +266,7 @@ def train():
     frames.assign_add(played)
     run.log(iteration, **{name: value for name, value in dict(
         sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=player.environment.max_episode_len,
-        frames_per_s=played / (time.monotonic() - start)).items() if name in COLUMNS})
+        frames_per_s=played / (time.monotonic() - start)).items() if name in columns})
     passed = lambda every: (n_frames + played) // every > n_frames // every
     if passed(FLAGS.save_every) and replicas.leads():
       path = run.path(f'weights_{n_frames + played}.npz')

@@ -25,6 +25,7 @@ class Atari:
     import numpy as np
     import tensorflow as tf
     import configuration
+    import learning
     import playing
     import training
     configuration.FLAGS(['benchmark', '--device=CPU:0', f'--use_eprop={rule == "eprop"}', f'--eprop_impl={impl}',
@@ -35,8 +36,8 @@ class Atari:
     environment = configuration.make_environment(n_envs)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, _ = training.initial_weights(self.agent)
-    self._learn, _ = training.make_learner(self.agent, self.weights, training.costs_at(0))
-    self._optimizer = training.Optimizer(self.weights)
+    self._learn, _ = learning.make_learner(self.agent, self.weights, learning.costs_at(0))
+    self._optimizer = learning.Optimizer(self.weights)
     self._rng = np.random.default_rng(0)
     self.reward = lambda played: tf.constant(np.clip(played.score, -1, 1))
     self.mask, self.policy_weight = tf.ones(self.shape), tf.constant(1.0)

@@ -2,6 +2,7 @@
 import contextlib
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import pytest
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'Figure_4_and_5_ATARI'
 sys.path.append(str(FOLDER))  # behind the Figure 3 folder, whose lsnn.py, eprop.py and experiment.py are the same
 
+import clipped_updates  # noqa: E402
 import environments  # noqa: E402
 import forks  # noqa: E402
 
@@ -117,7 +119,9 @@ def test_smoke_and_evaluation(tmp_path):
 @pytest.mark.parametrize('impls, flags', [
     (('adjoint', 'hardcoded', 'autodiff'), []),
     # The online form keeps its traces from window to window. Autodiff simulates each window anew, with its weights.
-    (('adjoint', 'autodiff'), ['--noapply_after_end', '--unroll_length=5'])], ids=['iterations', 'windows'])
+    (('adjoint', 'autodiff'), ['--noapply_after_end', '--unroll_length=5']),
+    (('adjoint', 'autodiff'), ['--noapply_after_end', '--unroll_length=5', '--update_epochs=2', '--n_minibatches=2'])],
+                         ids=['iterations', 'windows', 'clipped updates'])
 def test_all_computations_agree(tmp_path, impls, flags):
   frames = 2 * 10 * 4  # of an update: environments, agent steps, frames per step
   run_all(tmp_path, ['--level_name=catch', *SMALL, '--epsilon=1e-5', '--learning_rate=0.01',
@@ -149,7 +153,9 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path):
       '--mode=eval': '--checkpoint', '--mode=eval --checkpoint=nowhere.npz': 'nowhere.npz', '--n_kernel_1=100': 'kernel',
       '--discounting=2': 'discounting', '--entropy_cost=1,5': 'VALUE,FRAMES:VALUE',
       '--nouse_eprop --eprop_impl=hardcoded': 'e-prop only', '--noavg_ba_cnn': '--ba_cnn',
-      '--checkpoint=weights.npz': '--restore_from'}
+      '--checkpoint=weights.npz': '--restore_from', '--update_epochs=2': '--noapply_after_end',
+      '--noapply_after_end --n_minibatches=2 --eprop_impl=hardcoded': '--eprop_impl=adjoint',
+      '--noapply_after_end --n_minibatches=3': 'must divide'}
   cases = [('--level_name=atari/chess', 'chess'), *((f'--level_name=catch {flags}', on_catch[flags]) for flags in on_catch)]
   calls = [(*flags.split(), f'--result_dir={tmp_path}') for flags, _ in cases]
   for (flags, words), done in zip(cases, call_all(calls, expect=2)):
@@ -177,8 +183,8 @@ def test_milestones():
 
 @pytest.mark.parametrize('flags', [
     ['--level_name=catch', '--total_environment_frames=4800', '--increase_episode_len_by=1'],
-    ['--level_name=atari/pong', '--noapply_after_end', '--total_environment_frames=3200',
-     '--max_episode_len_jitter=2', '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
+    ['--level_name=atari/pong', '--noapply_after_end', '--total_environment_frames=3200', '--update_epochs=2',
+     '--n_minibatches=2', '--max_episode_len_jitter=2', '--increase_episode_len_by=0.1']], ids=['catch', 'pong'])
 def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
   flags = [*flags, *SMALL, '--unroll_length=5', '--max_episode_len=8', '--increase_episode_len_every=400', '--epsilon=1e-5',
            '--learning_rate=0.01', '--learning_rate_decay=0.9', '--decay_every=400', '--eval_max_episode_len=20',
@@ -207,6 +213,7 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
 ONCE = ['--learning_rate=0.01', '--learning_rate_decay=0', '--decay_every=80']  # the first iteration of 80 frames learns
 STILL = ['--learning_rate=0']
 PLAIN = ['--learning_rate=0.01', '--nouse_cubic_schedule']
+TWICE = ['--noapply_after_end', '--update_epochs=2', '--n_minibatches=2']
 
 
 @pytest.fixture(scope='module')
@@ -224,7 +231,9 @@ def on_catch(tmp_path_factory):
       warming=['--learning_rate=0.01', '--critic_warmup_frames=1e6', '--entropy_cost=0'],
       undivided=[*one_window, *STILL], divided=[*one_window, *STILL, '--normalise_advantages'],
       longer=[*ONCE, '--total_environment_frames=80'], still_heads=[*ONCE, '--learning_rate_heads=0'],
-      one_window=one_window, one_window_each=[*one_window, '--noapply_after_end']))
+      one_window=one_window, one_window_each=[*one_window, '--noapply_after_end'],
+      twice=[*ONCE, *TWICE, '--clip_range=1e-4'], never_clipped=[*ONCE, *TWICE, '--clip_range=1e9'],
+      still_twice=[*STILL, *TWICE]))
   weights = f'{folder}/main/trained/final_weights.npz'
   run_all(folder, common, dict(
       restored=[*STILL, f'--restore_from={weights}'], cnn=[*STILL, f'--restore_cnn_from={weights}'],
@@ -289,6 +298,31 @@ def test_advantages_are_divided_by_their_running_deviation(on_catch):
   weight = [0, 1 / sd[0], 1 / np.sqrt((0.99 * sd[0] ** 2 + sd[1] ** 2) / 1.99)]
   np.testing.assert_allclose(numbers('policy_loss', divided), weight * numbers('policy_loss'), rtol=1e-9)
   assert numbers('value_loss', divided).tolist() == numbers('value_loss').tolist()
+
+
+def test_clipped_updates_are_several(on_catch):
+  """Without learning they see what one update sees, but for the rates of one trial instead of two, whose squares count."""
+  names = ('windows', 'twice', 'never_clipped', 'still_twice', 'still_windows')
+  first = {name: rows(on_catch / name)[0] for name in names}
+  weights = {name: arrays(on_catch / name / 'final_weights.npz') for name in names}
+  for a, b in itertools.combinations(names[:3], 2):
+    assert not any(same(weights[a], weights[b], [name]) for name in ('conv1', 'w_in', 'w_rec', 'w_policy')), (a, b)
+  assert same(weights['still_twice'], weights['still_windows'])
+  assert not {'kl', 'clipped'} & first['windows'].keys()
+  still, twice, never = ({name: float(x) for name, x in first[name].items()} for name in ('still_twice', 'twice', 'never_clipped'))
+  for name in ('value_loss', 'entropy', 'explained', 'voltage_rnn_loss', 'voltage_cnn_loss', 'advantage_sd', 'rate_lsnn'):
+    np.testing.assert_allclose(still[name], float(first['still_windows'][name]), rtol=1e-10, err_msg=name)
+  assert abs(still['kl']) < 1e-20 and min(twice['kl'], never['kl']) > 1e-10
+  assert still['clipped'] == never['clipped'] == 0 < twice['clipped'] < 1
+
+
+def test_groups_of_environments():
+  """Each environment in one group, at random, and the same whoever's they are."""
+  of_all = clipped_updates.groups(np.random.default_rng(1), 12, slice(0, 12), 3)
+  assert sorted(of_all.ravel()) == list(range(12)) and of_all.shape == (3, 4)
+  of_workers = [clipped_updates.groups(np.random.default_rng(1), 12, slice(first, first + 6), 3) + first for first in (0, 6)]
+  np.testing.assert_array_equal(np.concatenate(of_workers, 1), of_all)
+  assert len({tuple(clipped_updates.groups(np.random.default_rng(seed), 12, slice(0, 12), 3)[0]) for seed in range(20)}) > 10
 
 
 def test_restored_weights_play_as_in_the_run_they_come_from(on_catch):
