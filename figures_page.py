@@ -4,6 +4,7 @@
 
 The numbers are read from the CSV and JSON files beside the figures, so the page always shows what is committed.
 """
+import argparse
 import csv
 import html
 import json
@@ -223,7 +224,13 @@ def page():
 
 
 if __name__ == '__main__':
-  target = sys.argv[1] if len(sys.argv) > 1 else os.path.join(ROOT, 'figures.html')
-  with open(target, 'w', encoding='utf-8') as file:
-    file.write(page())
+  parser = argparse.ArgumentParser(description='Puts all committed figures on one page.')
+  parser.add_argument('path', nargs='?', default=os.path.join(ROOT, 'figures.html'), help='file to write')
+  target = parser.parse_args().path
+  try:
+    with open(target, 'w', encoding='utf-8') as file:
+      file.write(page())
+  except OSError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
   print(f'page: {target}')

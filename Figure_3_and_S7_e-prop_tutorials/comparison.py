@@ -74,6 +74,8 @@ def prepare(known_rules):
     known_rules: names that --rules may have.
   """
   program.refuse(WITHOUT_MEANING)
+  if FLAGS.rules == []:
+    raise UserError('--rules names no rule')
   choose('rule', FLAGS.rules or [], known_rules)
   if not FLAGS.replot:
     os.makedirs(FLAGS.out, exist_ok=True)
@@ -135,6 +137,9 @@ def train(jobs, collect):
     print(f'{len(finished) + len(failed)}/{len(jobs)} runs ended, {len(jobs) - len(finished)} missing', flush=True)
   if not finished:
     raise UserError('no run has finished: see above')
+  for job in finished:
+    for sign in files.read_json(job.path('summary.json')).get('signs_of_death') or []:
+      print(f'warning: {job.label}: {sign}: this network has died, its numbers are no result', file=sys.stderr, flush=True)
   return not failed
 
 

@@ -5,6 +5,7 @@
 Above, who tells whom what during learning, in a network of three neurons over three steps. Below, one synapse of one neuron,
 computed step by step from the equations of the paper with the constants of figure 3.
 """
+import argparse
 import os
 import sys
 
@@ -120,6 +121,13 @@ def main(path):
 
 
 if __name__ == '__main__':
-  target = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), 'figures', 'idea.png')
-  main(target)
+  parser = argparse.ArgumentParser(description='Draws the idea of e-prop.')
+  parser.add_argument('path', nargs='?', default=os.path.join(os.path.dirname(os.path.abspath(__file__)), 'figures', 'idea.png'),
+                      help='file to write')
+  target = parser.parse_args().path
+  try:
+    main(target)
+  except (OSError, ValueError) as error:  # a folder that is not there, an ending that matplotlib does not know
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
   print(f'figure: {target}')

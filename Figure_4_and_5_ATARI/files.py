@@ -118,7 +118,7 @@ def read_csv(path, texts=(), numbers=(), n_rows=None):
   Args:
     path: of the file.
     texts: columns that must be there.
-    numbers: columns that must be there, each cell of which is empty or a number.
+    numbers: columns that must be there, each cell of which is empty or a finite number.
     n_rows: how many rows to read; None: all, at least one.
 
   Returns:
@@ -147,10 +147,9 @@ def read_csv(path, texts=(), numbers=(), n_rows=None):
 
 def _is_number(text):
   try:
-    float(text)
+    return math.isfinite(float(text))
   except ValueError:
     return False
-  return True
 
 
 def load_npz(path, required, optional=(), dtype=None):

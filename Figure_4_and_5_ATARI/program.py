@@ -134,7 +134,11 @@ def _check_flags():
       raise UserError(f'--{name}={value} is out of range: it must be {help_text}, and finite')
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
       raise UserError(f'--{name}={value} is out of range: it must be {help_text}, of at most {LARGEST_INTEGER} in size')
+  if not FLAGS.result_dir.strip():
+    raise UserError('--result_dir is empty: it must name a folder')
   name = FLAGS.run_name
+  if name is not None and not name.strip():
+    raise UserError('--run_name is empty: it must name a folder')
   if name and (os.path.basename(name) != name or name in (os.curdir, os.pardir) or '\0' in name):
     raise UserError(f'--run_name={name} is not the name of a folder; --result_dir says where it lies')
 

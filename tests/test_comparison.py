@@ -24,6 +24,7 @@ flags.adopt_module_key_flags(program)
 flags.DEFINE_integer('n_iter', 3, '')
 flags.DEFINE_float('seconds', 0.0, '')
 flags.DEFINE_integer('fail', -1, '')
+flags.DEFINE_list('signs', [], '')
 
 def main():
   folder = os.path.join(FLAGS.result_dir, 'run', FLAGS.run_name)
@@ -39,7 +40,8 @@ def main():
   for k in range(FLAGS.n_iter):
     files.write_json(path('alive.json'), dict(pid=os.getpid(), k=k, cores=machine.cores()))
     time.sleep(FLAGS.seconds)
-  files.write_json(path('summary.json'), dict(score=FLAGS.seed, n_iter=FLAGS.n_iter, argv=sys.argv[1:]))
+  files.write_json(path('summary.json'), dict(score=FLAGS.seed, n_iter=FLAGS.n_iter, argv=sys.argv[1:],
+                                          signs_of_death=FLAGS.signs))
 
 program.run_app(main)
 '''
@@ -60,7 +62,7 @@ def main():
   path = os.path.join(FLAGS.out, 'comparison.csv')
   def collect(finished):
     rows = [dict(label=job.label, **files.read_json(job.path('summary.json'), ['score', 'n_iter'])) for job in finished]
-    files.write_csv(path, rows, ['label', 'score', 'n_iter', 'argv'])
+    files.write_csv(path, rows, ['label', 'score', 'n_iter', 'argv', 'signs_of_death'])
   complete = FLAGS.replot or comparison.train(jobs, collect)
   for row in files.read_csv(path, ['label'], ['score', 'n_iter']):
     print(row['label'], row['n_iter'])
@@ -127,6 +129,13 @@ def test_flags_are_passed_on_or_refused(house, tmp_path):
     assert 'no meaning' in call(house, tmp_path, flag, expect=2).stderr
   assert 'unknown rule c' in call(house, tmp_path, '--rules=a,c', expect=2).stderr
   assert 'twice' in call(house, tmp_path, '--rules=a,a', expect=2).stderr
+  assert 'names no rule' in call(house, tmp_path, '--rules=', expect=2).stderr
+
+
+def test_dead_networks_are_told(house, tmp_path):
+  for _ in range(2):  # of runs that have just ended, and of those that had before
+    done = call(house, tmp_path, '--rules=a', '--extra=--signs=no neuron spiked')
+    assert [line.split(': ')[1] for line in done.stderr.splitlines() if 'no neuron spiked' in line] == ['a seed 0', 'a seed 1']
 
 
 def test_a_failed_run_is_told_and_missing(house, tmp_path):

@@ -67,6 +67,13 @@ def test_idea_figure(tmp_path):
   assert png.startswith(b'\x89PNG') and min(struct.unpack('>II', png[16:24])) > 600
 
 
+@pytest.mark.parametrize('script', [FOLDER / 'idea_figure.py', ROOT / 'figures_page.py'])
+def test_what_is_no_file_to_write(tmp_path, script):
+  for argument in ('--nix', tmp_path):
+    done = subprocess.run([sys.executable, script, argument], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and 'error: ' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
 def test_figure_format(tmp_path):
   """The comparison's figures from the committed CSV as vectors, beside the PNG."""
   shutil.copy(FOLDER / 'figures' / 'comparison_pattern_generation.csv', tmp_path)

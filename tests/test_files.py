@@ -66,7 +66,8 @@ def test_damaged_files_are_read_rightly_or_end_in_one_sentence(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     ('', 'no column rule'), ('rule;seed\nbptt;0\n', 'rule;seed'), ('rule,seed\n', 'no rows'), ('rule,seed\nbptt\n', '1 cells'),
-    ('rule,seed\nbptt,x\n', "'x'"), ('rule,seed\n"bptt,0\n', 'damaged')])
+    ('rule,seed\nbptt,x\n', "'x'"), ('rule,seed\nbptt,nan\n', "'nan'"), ('rule,seed\nbptt,-inf\n', "'-inf'"),
+    ('rule,seed\n"bptt,0\n', 'damaged')])
 def test_tables_that_are_none(tmp_path, content, words):
   (tmp_path / 't.csv').write_text(content)
   with pytest.raises(files.UserError, match='t.csv') as caught:

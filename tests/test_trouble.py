@@ -94,10 +94,32 @@ def test_any_name_of_a_folder_is_resumed(toy, tmp_path, name):
   assert toy(f'--init_from={run}/final_weights.npz', f'--result_dir={tmp_path}/other').code == 0
 
 
-@pytest.mark.parametrize('name', ['a/b', '../a', '..', '/tmp'])
+@pytest.mark.parametrize('name', ['a/b', '../a', '..', '/tmp', '', ' '])
 def test_names_that_are_none_are_refused(toy, tmp_path, name):
   says(toy(f'--result_dir={tmp_path}/r', f'--run_name={name}'), '--run_name')
   assert not os.listdir(tmp_path)
+
+
+def test_an_empty_folder_of_results_is_refused(toy):
+  says(toy('--result_dir='), '--result_dir')
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(toy, finished):
+  for path in (finished / 'checkpoints').iterdir():
+    path.unlink()
+  before = contents(finished)
+  says(toy('--resume', '--n_iter=3', f'--result_dir={finished.parent.parent}'), 'checkpoints are gone')
+  assert contents(finished) == before
+
+
+def test_a_flag_that_the_config_lacks_had_its_default(toy, finished):
+  """Of a run that was made before the flag was there."""
+  config = json.loads((finished / 'config.json').read_text(encoding='utf-8'))
+  del config['flags']['n_in']
+  (finished / 'config.json').write_text(json.dumps(config), encoding='utf-8')
+  flags = ['--resume', '--n_iter=3', f'--result_dir={finished.parent.parent}']
+  says(toy(*flags, '--n_in=3'), '--n_in=2 (now 3)')
+  assert toy(*flags).code == 0 and len(rows(finished)) == 3
 
 
 def test_output_that_the_terminal_cannot_show(tmp_path):
