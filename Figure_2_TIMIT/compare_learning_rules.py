@@ -47,6 +47,7 @@ COLUMNS = ('network', 'rule', 'seed', 'corpus', 'test_error', 'test_frame_error'
            'test_frame_error_39_phones', 'test_per', 'test_per_mean_over_utterances', 'test_substitutions', 'test_deletions',
            'test_insertions', 'test_phones', 'test_per_unmerged', 'validation_error', 'best_epoch', 'rate_hz', 'iterations',
            'wall_time_s', 'peak_memory_mb')
+KEY = ('network', 'rule', 'seed')
 CURVE_COLUMNS = ('network', 'rule', 'seed', 'corpus', 'iteration', 'validation_error', 'rate_hz')
 
 flags.DEFINE_list('networks', ['framewise_lsnn', 'framewise_lstm'], f'some of {", ".join(NETWORKS)}')
@@ -55,51 +56,41 @@ program.DEFINE_path('dataset', None, 'processed corpus; default: NLTK\'s sample 
 FLAGS.set_default('n_seeds', 3)
 
 
-def jobs_of(corpus, identity):
-  """The runs asked for: {(network, rule, seed): Job}."""
-  jobs = {}
-  for network in FLAGS.networks:
+def train_all(path, curves_path, corpus, metadata, identity):
+  """Trains, and writes the CSVs of results and of learning curves after each run, where the runs not asked for stay; returns
+  whether all have finished."""
+
+  def job_of(network, rule, seed):
     script, arguments, rules = NETWORKS[network]
     folder = comparison.folder_of(f'{os.path.basename(corpus)}_{network}', script)
     common = [f'--dataset={corpus}', '--plot=False', *arguments, *comparison.common_arguments()]
     common += [f'--n_epochs={FLAGS.n_epochs}'] if FLAGS.n_epochs else []
-    for seed in range(FLAGS.n_seeds):
-      for rule in rules:
-        if not FLAGS.rules or rule in FLAGS.rules:
-          jobs[network, rule, seed] = comparison.Job(
-              f'{network} {rule} seed {seed}', script, os.path.join(folder, f'{rule}_seed{seed}'),
-              [*common, f'--seed={seed}', *rules[rule]], identity)
+    return comparison.Job(f'{network} {rule} seed {seed}', script, os.path.join(folder, f'{rule}_seed{seed}'),
+                          [*common, f'--seed={seed}', *rules[rule]], identity)
+
+  jobs = {(network, rule, seed): job_of(network, rule, seed) for network in FLAGS.networks for seed in range(FLAGS.n_seeds)
+          for rule in NETWORKS[network][2] if not FLAGS.rules or rule in FLAGS.rules}
   if not jobs:
     raise files.UserError(f'no network of {", ".join(FLAGS.networks)} has a rule {" or ".join(FLAGS.rules)}')
-  return jobs
-
-
-def others_in(path, columns):
-  """Rows of a CSV that are of networks not asked for; they stay."""
-  if not os.path.exists(path):
-    return []
-  rows = files.read_csv(path, ('network', 'rule'), n_rows=None)
-  return [{name: row.get(name, '') for name in columns} for row in rows if row['network'] not in FLAGS.networks]
-
-
-def train_all(path, curves_path, corpus, identity):
-  """Trains, and writes the CSVs of results and of learning curves after each run; returns whether all have finished."""
-  jobs = jobs_of(corpus, identity)
-  others, other_curves = others_in(path, COLUMNS), others_in(curves_path, CURVE_COLUMNS)
-  comparison.say_what_is_kept(row['network'] for row in others)
+  others = comparison.kept(path, result_plots.read_rows, KEY, jobs, job_of)
+  if others and others[0]['corpus'] != metadata['label']:
+    raise files.UserError(f'{path} is of {others[0]["corpus"]}, not of {metadata["label"]}: give another --out')
+  kept = {tuple(row[name] for name in KEY) for row in others}
+  other_curves = [row for row in (result_plots.read_curves(curves_path, path) if os.path.exists(curves_path) else [])
+                  if tuple(row[name] for name in KEY) in kept]
 
   def collect(finished):
     rows, curves = [], []
     for (network, rule, seed), job in jobs.items():
       if job in finished:
-        summary = files.read_json(job.path('summary.json'), ('test_error', 'corpus'))
-        name = dict(network=network, rule=rule, seed=seed, corpus=summary['corpus'])
+        summary, metrics = comparison.results_of(job, ['test_error'], ('validation_error', 'rate_hz'))
+        name = dict(network=network, rule=rule, seed=seed, corpus=metadata['label'])
         rows.append({column: summary[column] for column in COLUMNS if summary.get(column) is not None} | name)
-        validated = [row for row in files.read_csv(job.path('metrics.csv'), numbers=('iteration', 'validation_error', 'rate_hz'))
-                     if row['validation_error']]
-        curves += [{column: row[column] for column in CURVE_COLUMNS if column in row} | name for row in validated]
-    files.write_csv(path, [*others, *rows], COLUMNS)
-    files.write_csv(curves_path, [*other_curves, *curves], CURVE_COLUMNS)
+        curves += [{column: row[column] for column in CURVE_COLUMNS if column in row} | name
+                   for row in metrics if row['validation_error']]
+    only = lambda rows, columns: [{column: row.get(column, '') for column in columns} for row in rows]
+    files.write_csv(path, only(others, COLUMNS) + rows, COLUMNS)
+    files.write_csv(curves_path, only(other_curves, CURVE_COLUMNS) + curves, CURVE_COLUMNS)
 
   return comparison.train(list(jobs.values()), collect)
 
@@ -115,17 +106,18 @@ def print_table(path):
 
 def main():
   program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
-  if not FLAGS.networks:
-    raise files.UserError('--networks names no network')
   comparison.choose('network', FLAGS.networks, NETWORKS)
   comparison.prepare(result_plots.RULES)
   corpus = os.path.abspath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, 'nltk_sample', 'fbank'))
   path, curves = (os.path.join(FLAGS.out, f'{kind}_{os.path.basename(corpus)}.csv') for kind in ('comparison', 'curves'))
-  complete = FLAGS.replot or train_all(path, curves, corpus, data.load(corpus).identity)  # complains at once if it is not there
+  if FLAGS.replot:
+    complete = True
+  else:
+    loaded = data.load(corpus)  # complains at once if it is not there
+    complete = train_all(path, curves, corpus, loaded.metadata, loaded.identity)
+  figures = [result_plots.curves(curves, path, FLAGS.show)] if os.path.exists(curves) else []
   print_table(path)
-  figures = [result_plots.comparison(path, FLAGS.show)]
-  if os.path.exists(curves):
-    figures.append(result_plots.curves(curves, FLAGS.show))
+  figures.append(result_plots.comparison(path, FLAGS.show))
   print(f'figures: {", ".join(figures)}', flush=True)
   comparison.end(complete)
 

@@ -22,7 +22,7 @@ from absl import flags
 import numpy as np
 
 from files import load_npz, read_json, read_npz, UserError
-from phones import fold
+from phones import fold, PHONES39, PHONES61
 
 FLAGS = flags.FLAGS
 CORPORA = ('timit', 'nltk_sample', 'espeak', 'espeak_full')  # the first of these that is there is what a solve script takes
@@ -162,11 +162,38 @@ def _read_split(path, digest):
   if sha256(path) != digest:
     raise UserError(f'{path} is damaged or of another corpus than its metadata.json; process the corpus once more')
   arrays = load_npz(path, NUMBERS, dtype=FLAGS.dtype)
-  ids = read_npz(path, ['ids'], [])['ids'].tolist()
+  arrays['ids'] = read_npz(path, ['ids'], [])['ids']
+  wrong = _what_is_wrong(arrays)
+  if wrong:
+    raise UserError(f'{path} is damaged: {wrong}; process the corpus once more')
   parts = lambda name, counts: np.split(arrays[name], np.cumsum(arrays[counts])[:-1])
   phones = {n: Phones(parts(f'labels{n}', 'lengths'), parts(f'runs{n}', f'run_counts{n}'),
                       parts(f'run_starts{n}', f'run_counts{n}')) for n in (61, 39)}
-  return Split(ids, arrays['lengths'], parts('features', 'lengths'), phones)
+  return Split(arrays['ids'].tolist(), arrays['lengths'], parts('features', 'lengths'), phones)
+
+
+def _what_is_wrong(arrays):
+  """What is wrong with the arrays of a split; None if they are as `pack` makes them."""
+  lengths, features = arrays['lengths'], arrays['features']
+  for name, array in arrays.items():
+    kind, n_axes = {'features': ('f', 2), 'ids': ('U', 1)}.get(name, ('iu', 1))
+    if array.dtype.kind not in kind or array.ndim != n_axes:
+      return f'{name} is {array.dtype} with {array.ndim} axes'
+  if not len(lengths) or lengths.min() < 1 or len(arrays['ids']) != len(lengths) or lengths.sum() != len(features):
+    return f'there are {len(arrays["ids"])} names and {len(features)} frames for {len(lengths)} lengths'
+  for n in (61, 39):
+    labels = arrays[f'labels{n}']
+    if len(labels) != len(features) or labels.min() < 0 or labels.max() >= n:
+      return f'labels{n} are {len(labels)} from {labels.min(initial=0)} to {labels.max(initial=0)} for {len(features)} frames'
+    if n == 39 and not np.array_equal(labels, fold(arrays['labels61'])):
+      return 'labels39 does not follow from labels61'
+    runs = [runs_of(part) for part in np.split(labels, np.cumsum(lengths)[:-1])]
+    for name, expected in ((f'runs{n}', np.concatenate([phone for phone, _ in runs])),
+                           (f'run_starts{n}', np.concatenate([start for _, start in runs])),
+                           (f'run_counts{n}', [len(phone) for phone, _ in runs])):
+      if not np.array_equal(arrays[name], expected):
+        return f'{name} does not follow from labels{n}'
+  return None
 
 
 def load(folder):
@@ -186,8 +213,13 @@ def load(folder):
     raise UserError(f'no processed corpus in {folder}. {HOW_TO_GET_DATA}')
   metadata = read_json(path, ('label', 'synthetic', 'n_features', 'classes61', 'classes39', 'outputs'))
   outputs = metadata['outputs']
-  if not isinstance(outputs, dict) or not all(f'{split}.npz' in outputs for split in SPLITS):
-    raise UserError(f'{path} is damaged; process the corpus once more')
+  right = dict(label=isinstance(metadata['label'], str) and metadata['label'].strip() != '',
+               synthetic=isinstance(metadata['synthetic'], bool), n_features=type(metadata['n_features']) is int,
+               classes61=metadata['classes61'] == list(PHONES61), classes39=metadata['classes39'] == list(PHONES39),
+               outputs=isinstance(outputs, dict) and all(f'{split}.npz' in outputs for split in SPLITS))
+  for name, is_right in right.items():
+    if not is_right:
+      raise UserError(f'{path} is damaged: {name} is not what timit_processing.py writes; process the corpus once more')
   splits = [_read_split(os.path.join(folder, f'{split}.npz'), outputs[f'{split}.npz']) for split in SPLITS]
   if any(values.shape[1] != metadata['n_features'] for split in splits for values in split.features):
     raise UserError(f'{path} is damaged: n_features is {metadata["n_features"]}; process the corpus once more')

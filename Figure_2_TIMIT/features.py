@@ -4,6 +4,7 @@ T: frames. Frame t is computed from the 25 ms of audio [160 t, 160 t + 400) and 
 sample 160 t + 200: the phone that holds most of the window. Labels advance by the hop of the features, 160 samples (the
 published program cut them every 161 samples, so that they drifted by a frame every 1.6 s).
 """
+import codecs
 import io
 import os
 import re
@@ -104,7 +105,8 @@ def read_phones(path, n_samples):
     UserError: no such file; empty; a line that is no segment; an unknown phone; segments that overlap, are unsorted, leave
       a gap, begin late, end long before the audio does or reach beyond it.
   """
-  text = io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding='ascii', errors='replace')
+  content = read_bytes(path).removeprefix(codecs.BOM_UTF8)  # which some editors put before the text
+  text = io.TextIOWrapper(io.BytesIO(content), encoding='ascii', errors='replace')
   lines = [(f'{path}, line {number}', line.split()) for number, line in enumerate(text, 1) if line.strip()]
   if not lines:
     raise UserError(f'{path} is empty')

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 
@@ -53,12 +54,17 @@ def write_text(path, text):
   write_whole(path, write)
 
 
+def _check_regular(path):
+  """Raises UserError if there is no file, or a folder, or something that would be waited for, such as a pipe."""
+  if not os.path.isfile(path):
+    raise UserError(f'{path} is no regular file' if os.path.exists(path) else f'no file {path}')
+
+
 def _read_text(path):
+  _check_regular(path)
   try:
-    with open(path, encoding='utf-8', newline='') as file:
+    with open(path, encoding='utf-8-sig', newline='') as file:  # some editors put a mark before the text
       return file.read()
-  except FileNotFoundError:
-    raise UserError(f'no file {path}') from None
   except UnicodeDecodeError:
     raise UserError(f'{path} is damaged: it is not text in UTF-8') from None
 
@@ -85,14 +91,23 @@ def write_json(path, values):
   write_text(path, json.dumps(as_json(values), indent=2, allow_nan=False) + '\n')
 
 
-def read_json(path, required=()):
+def read_json(path, required=(), numbers=()):
   """Reads a dict that `write_json` wrote.
 
+  Args:
+    path: of the file.
+    required: names that must be there.
+    numbers: those of them that are numbers, and not null, which `write_json` writes for one that is not finite.
+
   Raises:
-    UserError: the file is missing, torn or no such dict, or lacks a key of `required`.
+    UserError: the file is missing, torn or no such dict, or lacks a name or number.
   """
+
+  def refuse(text):
+    raise ValueError(f'{text} is no JSON')
+
   try:
-    values = json.loads(_read_text(path))
+    values = json.loads(_read_text(path), parse_constant=refuse)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is damaged: {error or "it is no JSON"}') from None
   if not isinstance(values, dict):
@@ -100,6 +115,9 @@ def read_json(path, required=()):
   missing = [name for name in required if name not in values]
   if missing:
     raise UserError(f'{path} lacks {", ".join(missing)}')
+  for name in numbers:
+    if type(values[name]) not in (int, float) or not math.isfinite(values[name]):
+      raise UserError(f'{path} has no number as {name}, but {str(values[name])[:20]}')
   return values
 
 
@@ -112,13 +130,14 @@ def write_csv(path, rows, columns):
   write_text(path, text.getvalue())
 
 
-def read_csv(path, texts=(), numbers=(), n_rows=None):
+def read_csv(path, texts=(), numbers=(), integers=(), filled=(), n_rows=None):
   """Reads a table that `write_csv` wrote.
 
   Args:
     path: of the file.
-    texts: columns that must be there.
-    numbers: columns that must be there, each cell of which is empty or a finite number.
+    texts, numbers, integers: columns that must be there. Each cell of `numbers` is empty or a finite number, each one of
+      `integers` is empty or a whole number from 0 on.
+    filled: those of them no cell of which may be empty.
     n_rows: how many rows to read; None: all, at least one.
 
   Returns:
@@ -131,7 +150,7 @@ def read_csv(path, texts=(), numbers=(), n_rows=None):
     header, *rows = list(csv.reader(io.StringIO(_read_text(path)), strict=True)) or [[]]
   except csv.Error as error:
     raise UserError(f'{path} is damaged: {error}') from None
-  missing = [name for name in (*texts, *numbers) if name not in header]
+  missing = [name for name in (*texts, *numbers, *integers) if name not in header]
   if missing:
     raise UserError(f'{path} has no column {", ".join(missing)}; its first line is {",".join(header)[:80]!r}')
   if not rows and n_rows is None:
@@ -140,16 +159,29 @@ def read_csv(path, texts=(), numbers=(), n_rows=None):
     if len(row) != len(header):
       raise UserError(f'{path} is damaged: row {k} has {len(row)} cells where there are {len(header)} columns')
     for name, cell in zip(header, row):
-      if name in numbers and cell and not _is_number(cell):
+      if not cell and name in filled:
+        raise UserError(f'{path} is damaged: row {k} has no {name}')
+      if cell and (name in numbers and not _is_number(cell) or name in integers and not re.fullmatch('[0-9]{1,18}', cell)):
         raise UserError(f'{path} is damaged: {cell[:20]!r} in row {k} is no {name}')
   return [dict(zip(header, row)) for row in rows[:n_rows]]
 
 
 def _is_number(text):
-  try:
-    return math.isfinite(float(text))
-  except ValueError:
-    return False
+  return bool(re.fullmatch(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?', text)) and math.isfinite(float(text))
+
+
+def read_metrics(path, numbers=(), filled=(), n_rows=None):
+  """`read_csv` of a run's metrics.csv, whose rows are the iterations 1, 2, ..., none missing and none twice."""
+  rows = read_csv(path, (), numbers, ['iteration'], ['iteration', *filled], n_rows)
+  check_iterations(path, rows)
+  return rows
+
+
+def check_iterations(path, rows, of=''):
+  """Raises UserError if rows (dicts) of a table are not of the iterations 1, 2, ...; of: what the sentence says they are of."""
+  for k, row in enumerate(rows, 1):
+    if int(row['iteration']) != k:
+      raise UserError(f'{path} is damaged: where iteration {k}{of} should be there is {row["iteration"]}')
 
 
 def load_npz(path, required, optional=(), dtype=None):
@@ -171,22 +203,22 @@ def load_npz(path, required, optional=(), dtype=None):
     if array.dtype.kind not in 'fiub':
       raise UserError(f'array {name} in {path} holds no numbers (dtype {array.dtype})')
     if array.dtype.kind == 'f':
-      if not np.isfinite(array).all():
-        raise UserError(f'array {name} in {path} holds NaN or infinity')
-      arrays[name] = array.astype(dtype or array.dtype)
+      with np.errstate(over='ignore'):
+        arrays[name] = array.astype(dtype or array.dtype)
+      if not np.isfinite(arrays[name]).all():
+        raise UserError(f'array {name} in {path} holds NaN, infinity or what is too large for {arrays[name].dtype}')
   return arrays
 
 
 def read_npz(path, required=(), optional=None):
   """As `load_npz`, of arrays of any kind and with any numbers; all arrays if `optional` is None."""
+  _check_regular(path)
   try:
     with np.load(path, allow_pickle=False) as data:
       missing = [name for name in required if name not in data]
       if missing:
         raise UserError(f'{path} lacks the array(s) {", ".join(missing)}; it has {", ".join(data) or "none"}')
       return {name: data[name] for name in (data if optional is None else (*required, *optional)) if name in data}
-  except FileNotFoundError:
-    raise UserError(f'no file {path}') from None
   except UserError:
     raise
   except Exception as error:  # damaged bytes raise whatever NumPy, zipfile, zlib and the header's parser can

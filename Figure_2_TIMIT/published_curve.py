@@ -44,34 +44,38 @@ def make_job(variant, seed, corpus, identity):
 
 
 def train(path, variants, corpus):
-  """Trains, and writes the CSV of all finished variants after each run; returns whether those asked for have finished."""
+  """Trains, and writes the CSV after each run, where the runs not asked for stay; returns whether those asked for have
+  finished."""
   identity = data.load(corpus).identity
+  job_of = lambda variant, seed: make_job(variant, seed, corpus, identity)
+  jobs = {(variant, seed): job_of(variant, seed) for seed in range(FLAGS.n_seeds) for variant in variants}
+  published = [dict(program='published', seed='', update=update, validation_error=error) for update, error in PUBLISHED.items()]
 
-  def collect(_):
-    rows = [dict(program='published', seed='', update=update, validation_error=error) for update, error in PUBLISHED.items()]
-    for variant in VARIANTS:
-      for seed in range(max(FLAGS.n_seeds, 10)):
-        job = make_job(variant, seed, corpus, identity)
-        if job.finished():
-          metrics = files.read_csv(job.path('metrics.csv'), numbers=('iteration', 'validation_error'))
-          rows += [dict(program=variant, seed=seed, update=row['iteration'], validation_error=row['validation_error'])
-                   for row in metrics if row['validation_error']]
-    files.write_csv(path, rows, COLUMNS)
+  def read(path):
+    return [row for row in result_plots.read_published_curve(path, VARIANTS) if row['program'] != 'published']
 
-  return comparison.train([make_job(variant, seed, corpus, identity) for seed in range(FLAGS.n_seeds) for variant in variants],
-                          collect)
+  others = comparison.kept(path, read, ('program', 'seed'), jobs, job_of)
+
+  def collect(finished):
+    rows = others + [dict(program=variant, seed=seed, update=row['iteration'], validation_error=row['validation_error'])
+                     for (variant, seed), job in jobs.items() if job in finished
+                     for row in comparison.results_of(job, [], ['validation_error'])[1] if row['validation_error']]
+    rows.sort(key=lambda row: (list(VARIANTS).index(row['program']), int(row['seed'])))
+    files.write_csv(path, [*published, *rows], COLUMNS)
+
+  return comparison.train(list(jobs.values()), collect)
 
 
 def main():
   program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
   program.refuse(['rules'])
-  comparison.prepare([])
   variants = list(VARIANTS) if FLAGS.variants == ['all'] else FLAGS.variants
   comparison.choose('variant', variants, VARIANTS)
+  comparison.prepare([])
   path = os.path.join(FLAGS.out, 'published_curve.csv')
   corpus = os.path.abspath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, 'espeak', 'fbank'))
   complete = FLAGS.replot or train(path, variants, corpus)
-  print(f'figure: {result_plots.published_curve(path, FLAGS.show)}', flush=True)
+  print(f'figure: {result_plots.published_curve(path, VARIANTS, FLAGS.show)}', flush=True)
   comparison.end(complete)
 
 

@@ -38,9 +38,9 @@ def learning_curve(metrics, path, label, note):
     label: of the validation error.
     note: title, which corpus.
   """
-  rows = files.read_csv(metrics, numbers=('iteration', 'epoch', 'train_loss', 'validation_loss', 'validation_error'))
-  iteration = np.array([int(row['iteration']) for row in rows])
-  validated = [k for k, row in enumerate(rows) if row['validation_error']]
+  rows = files.read_metrics(metrics, ('epoch', 'train_loss', 'validation_loss', 'validation_error'), ('epoch', 'train_loss'))
+  iteration = np.arange(1, len(rows) + 1)
+  validated = [k for k, row in enumerate(rows) if row['validation_error'] and row['validation_loss']]
   figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
   axes[0].plot(iteration, [float(row['train_loss']) for row in rows], color='0.7', lw=0.8, label='training batches')
   axes[0].plot(iteration[validated], [float(rows[k]['validation_loss']) for k in validated], color='black', label='validation')
@@ -147,19 +147,69 @@ def rates(hz, path, title):
   save(figure, path)
 
 
-def read_comparison(path):
-  """The CSV of compare_learning_rules.py: {(network, rule): list of rows (dicts of texts)}.
+def read_rows(path):
+  """Rows (dicts of texts) of the CSV of compare_learning_rules.py, one a run.
 
   Raises:
-    UserError: the file is missing, cut or another table.
+    UserError: the file is missing, damaged, of two corpora or another table.
   """
-  runs = {}
-  for row in files.read_csv(path, ('network', 'rule', 'corpus'), ('seed', *MEASURES)):
+  rows = files.read_csv(path, ('network', 'rule', 'corpus'), ('test_error', *MEASURES), ('seed', 'iterations'),
+                        ('network', 'rule', 'corpus', 'seed', 'test_error', 'iterations'))
+  _check_runs(path, rows)
+  seen = set()
+  for row in rows:
+    run = row['network'], row['rule'], row['seed']
+    if run in seen or not any(row[name] for name in MEASURES[:3:2]):
+      raise UserError(f'{path} is damaged: the run {", seed ".join([" ".join(run[:2]), run[2]])}, '
+                      f'{"is there twice" if run in seen else "has no result"}')
+    seen.add(run)
+  return rows
+
+
+def _check_runs(path, rows):
+  """Raises UserError if rows are of a rule that is none, or of two corpora."""
+  for row in rows:
     if row['rule'] not in RULES:
       raise UserError(f'{path} is damaged: there is no rule {row["rule"]}')
+  corpora = list(dict.fromkeys(row['corpus'] for row in rows))
+  if len(corpora) > 1:
+    raise UserError(f'{path} has rows of two corpora, {corpora[0]} and {corpora[1]}, which cannot be compared')
+
+
+def read_comparison(path):
+  """The rows of `read_rows` by network and rule: {(network, rule): list of rows}."""
+  runs = {}
+  for row in read_rows(path):
     runs.setdefault((row['network'], row['rule']), []).append(row)
   networks = list(dict.fromkeys(network for network, _ in runs))
   return {(network, rule): runs[network, rule] for network in networks for rule in RULES if (network, rule) in runs}
+
+
+def read_curves(path, table):
+  """Rows (dicts of texts) of the CSV of learning curves of compare_learning_rules.py.
+
+  Args:
+    path: of the file.
+    table: path of the CSV of results beside it, which has the same runs.
+
+  Raises:
+    UserError: a file is missing, damaged or another table, or the curves are not those of the results.
+  """
+  rows = files.read_csv(path, ('network', 'rule', 'corpus'), ('validation_error', 'rate_hz'), ('seed', 'iteration'),
+                        ('network', 'rule', 'corpus', 'seed', 'iteration', 'validation_error'))
+  results = read_rows(table)
+  _check_runs(path, results[:1] + rows)
+  curves = {}
+  for row in rows:
+    curves.setdefault((row['network'], row['rule'], row['seed']), []).append(int(row['iteration']))
+  last = {(row['network'], row['rule'], row['seed']): int(row['iterations']) for row in results}
+  networks = {network for network, _, _ in curves}
+  for run in dict.fromkeys([*curves, *(run for run in last if run[0] in networks)]):
+    iterations = curves.get(run, [0])
+    if iterations != [k * iterations[0] for k in range(1, len(iterations) + 1)] or iterations[-1] != last.get(run):
+      raise UserError(f'{path} is damaged: the curve of {" ".join(run[:2])}, seed {run[2]}, does not go in equal steps to '
+                      f'the {last.get(run, 0)} iterations of {os.path.basename(table)}')
+  return rows
 
 
 def comparison(path, show=False):
@@ -201,20 +251,20 @@ def comparison(path, show=False):
   return target
 
 
-def curves(path, show=False):
+def curves(path, table, show=False):
   """Validation error and firing rate over updates, a panel per network: mean over seeds, shaded from the lowest to the highest.
 
   Args:
-    path: CSV of learning curves, of compare_learning_rules.py.
+    path, table: CSVs of learning curves and of results, of compare_learning_rules.py.
     show: bring up the window as well.
 
   Returns:
     The path written.
 
   Raises:
-    UserError: the file is missing, cut or another table.
+    UserError: as `read_curves`.
   """
-  rows = files.read_csv(path, ('network', 'rule', 'corpus'), ('seed', 'iteration', 'validation_error', 'rate_hz'))
+  rows = read_curves(path, table)
   networks = list(dict.fromkeys(row['network'] for row in rows))
   figure, axes = plt.subplots(1, len(networks), figsize=(1 + 4.8 * len(networks), 4), layout='constrained', squeeze=False)
   for axis, network in zip(axes[0], networks):
@@ -239,17 +289,40 @@ def curves(path, show=False):
   return target
 
 
-def published_curve(path, show=False):
+def read_published_curve(path, variants):
+  """Rows (dicts of texts) of the CSV of published_curve.py.
+
+  Args:
+    path: of the file.
+    variants: what its programs are called, beside 'published'.
+
+  Raises:
+    UserError: the file is missing, damaged or another table.
+  """
+  rows = files.read_csv(path, ['program'], ['validation_error'], ('seed', 'update'), ('program', 'update', 'validation_error'))
+  runs = {}
+  for row in rows:
+    if row['program'] not in ('published', *variants) or not row['seed'] and row['program'] != 'published':
+      raise UserError(f'{path} is damaged: there is no program {row["program"]} with seed {row["seed"] or "nothing"}')
+    runs.setdefault((row['program'], row['seed']), []).append(int(row['update']))
+  ours = [updates for (program, _), updates in runs.items() if program != 'published']
+  for (program, seed), updates in runs.items():
+    if (program != 'published' and updates != max(ours, key=len)) or updates != [k * updates[0] for k in range(1, len(updates) + 1)]:
+      raise UserError(f'{path} is damaged: the curve of {program}, seed {seed}, lacks updates or has them twice')
+  return rows
+
+
+def published_curve(path, variants, show=False):
   """Validation error over updates of our seeds and of the published program.
 
   Args:
-    path: CSV of published_curve.py.
+    path, variants: as for `read_published_curve`.
     show: bring up the window as well.
 
   Returns:
     The path written.
   """
-  rows = files.read_csv(path, ('program',), ('seed', 'update', 'validation_error'))
+  rows = read_published_curve(path, variants)
   figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
   styles = {'published': ('o--', 'black'), 'ours': ('.-', RULES['symmetric'][1])}
   others = iter(['#C4500A', '#2FA684', '#EFAF32', '#9CC9EC'])

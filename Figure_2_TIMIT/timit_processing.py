@@ -9,6 +9,7 @@ Writes <result_dir>/timit_processed/<corpus>_<preproc>/: train.npz, dev.npz, tes
 picture utterance.png. Interrupted, the same command goes on where it stopped.
 """
 from program import apply_smoke, DEFINE_path, if_interrupted, run_app  # first: an interruption from here on ends with one line
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -177,6 +178,11 @@ def result_folder():
   above = os.path.dirname(folder)
   while not os.path.exists(above):
     above = os.path.dirname(above)
+  try:
+    with contextlib.suppress(FileNotFoundError):
+      os.lstat(f'{folder}.part')
+  except OSError as error:
+    raise UserError(f'{folder}.part, where the work is done, cannot be made ({error.strerror}); give another --dataset') from None
   try:
     with tempfile.TemporaryDirectory(dir=above):
       pass

@@ -20,13 +20,15 @@ def restore(variables, path):
   """Gives variables (dict, name: tf.Variable) the arrays of those names in an .npz file.
 
   Raises:
-    UserError: as `load_npz`, or an array has another shape than its variable.
+    UserError: as `load_npz`, or an array has another shape than its variable, or no whole numbers for one that has these.
   """
   arrays = load_npz(path, list(variables))
   for name, variable in variables.items():
     if arrays[name].shape != variable.shape:
       raise UserError(f'array {name} in {path} has shape {list(arrays[name].shape)}, needed is {variable.shape.as_list()}: '
                       'give the flags of the run that wrote it')
+    if variable.dtype.is_integer and arrays[name].dtype.kind == 'f':
+      raise UserError(f'array {name} in {path} is {arrays[name].dtype}, needed is {variable.dtype.name}')
   for name, variable in variables.items():
     variable.assign(arrays[name])
 

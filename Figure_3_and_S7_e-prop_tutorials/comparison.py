@@ -74,15 +74,18 @@ def prepare(known_rules):
     known_rules: names that --rules may have.
   """
   program.refuse(WITHOUT_MEANING)
-  if FLAGS.rules == []:
-    raise UserError('--rules names no rule')
-  choose('rule', FLAGS.rules or [], known_rules)
+  if FLAGS.rules is not None:
+    choose('rule', FLAGS.rules, known_rules)
+  if os.path.exists(FLAGS.out) and not os.path.isdir(FLAGS.out):
+    raise UserError(f'--out={FLAGS.out} is a file, and must be a folder')
   if not FLAGS.replot:
     os.makedirs(FLAGS.out, exist_ok=True)
 
 
 def choose(what, names, known):
-  """Raises UserError if one of the names is unknown, or comes twice."""
+  """Raises UserError if there is no name, or one of them is unknown, or comes twice."""
+  if not names:
+    raise UserError(f'--{what}s names no {what}')
   for name in names:
     if name not in known:
       raise UserError(f'unknown {what} {name}; there are {", ".join(known)}')
@@ -143,11 +146,60 @@ def train(jobs, collect):
   return not failed
 
 
-def say_what_is_kept(names):
-  """Says which rules or networks of a table are from earlier commands."""
-  names = list(dict.fromkeys(names))
-  if names:
-    print(f'kept in the table from earlier commands, whose flags are not compared: {", ".join(names)}', flush=True)
+def kept(path, read, key, jobs, job_of):
+  """Rows of a table that are of other runs than those asked for: they stay in it, and this says so.
+
+  Args:
+    path: of the CSV, which need not be there.
+    read: function of the path that returns its rows, dicts of str.
+    key: columns that name a run, the last of which is its seed.
+    jobs: dict, key of a run (tuple): its Job, of the runs asked for.
+    job_of: function of such a key that returns what its Job would be.
+
+  Returns:
+    list of dicts of str.
+
+  Raises:
+    UserError: the table cannot be read; or it has other seeds of what is asked for, which would be averaged with these,
+      and no run of the same command tells that they belong together.
+  """
+  if not os.path.exists(path):
+    return []
+  asked = {tuple(map(str, run)) for run in jobs}
+  rows = [row for row in read(path) if tuple(row[name] for name in key) not in asked]
+  others = []
+  for *names, seed in dict.fromkeys(tuple(row[name] for name in key) for row in rows):
+    if (*names,) not in {run[:-1] for run in asked}:
+      others.append(' '.join(names))
+    elif not job_of(*names, int(seed)).finished():
+      raise UserError(f'{path} has seed {seed} of {" ".join(names)}, which this command does not ask for and of which there is no '
+                      f'run with its flags in {FLAGS.result_dir}: give a larger --n_seeds, or another --out')
+  if others:
+    print('kept in the table from earlier commands, whose flags are not compared: ' + ', '.join(dict.fromkeys(others)), flush=True)
+  return rows
+
+
+def results_of(job, numbers, columns, filled=()):
+  """What a finished run has written.
+
+  Args:
+    job: Job.
+    numbers: names of numbers that its summary.json must have.
+    columns: of numbers in its metrics.csv.
+    filled: those of them that each row must have.
+
+  Returns:
+    summary.json, dict; rows of metrics.csv, list of dicts of str.
+
+  Raises:
+    UserError: a file is missing or damaged, or the two are not of the same iterations.
+  """
+  summary = files.read_json(job.path('summary.json'), ('iterations', *numbers), ('iterations', *numbers))
+  metrics = files.read_metrics(job.path('metrics.csv'), columns, filled)
+  if len(metrics) != summary['iterations']:
+    raise UserError(f'{job.path("metrics.csv")} ends at iteration {len(metrics)}, the run at {summary["iterations"]}: it is '
+                    'damaged; remove its folder to train it anew')
+  return summary, metrics
 
 
 def end(complete):

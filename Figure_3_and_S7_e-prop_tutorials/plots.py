@@ -13,6 +13,12 @@ from files import UserError
 import palette
 from palette import LEFT, NOISE, RECALL, RIGHT
 
+TABLES = {  # the CSV of compare_learning_rules.py: columns of every iteration, of some; of each run the result, and what else
+    'evidence_accumulation': (('train_loss', 'train_error', 'rate_hz'), ('validation_error',), 'test_error',
+                              ('criterion_reached',)),
+    'pattern_generation': (('train_loss', 'nmse', 'rate_hz'), (), 'nmse', ()),
+}
+COSTS = ('wall_time_s', 'peak_memory_mb')  # of each run
 NMSE_CRITERION = 0.1  # ours: the paper gives none for pattern generation
 RULES = {  # label, colour and line style of each learning rule
     'bptt': ('BPTT', palette.BLACK, '-'),
@@ -170,7 +176,7 @@ def pattern_generation(record, metrics, path, show=False):
 
 def read_column(path, column):
   """A column of metrics.csv: iterations and values where there is one, two float arrays."""
-  rows = [(float(row['iteration']), float(row[column])) for row in files.read_csv(path, numbers=('iteration', column)) if row[column]]
+  rows = [(float(row['iteration']), float(row[column])) for row in files.read_metrics(path, [column]) if row[column]]
   return np.array(rows).reshape(-1, 2).T
 
 
@@ -204,28 +210,34 @@ def learning_curve(metrics, path, column, label, criterion=None, show=False):
   save(figure, path, show)
 
 
-def read_comparison(path, columns=(), results=()):
-  """The CSV of compare_learning_rules.py.
-
-  Args:
-    path: of the file.
-    columns: whose cells must be numbers or empty.
-    results: columns that the last row of each run must have.
-
-  Returns:
-    {rule: list of runs}, a run being {column: list of texts, one a row}.
+def read_rows(path, task):
+  """Rows (dicts of texts) of the CSV of compare_learning_rules.py for a task.
 
   Raises:
-    UserError: the file is missing, cut or another table.
+    UserError: the file is missing, damaged or another table.
   """
+  columns, optional, result, others = TABLES[task]
+  rows = files.read_csv(path, ('rule', *others), (*columns, *optional, result, 'wall_time_s'), ('seed', 'iteration'),
+                        ('rule', 'seed', 'iteration', *columns))
   runs = {}
-  for row in files.read_csv(path, ('rule', *results), ('seed', 'iteration', *columns)):
+  for row in rows:
+    runs.setdefault((row['rule'], row['seed']), []).append(row)
+  for (rule, seed), run in runs.items():
+    files.check_iterations(path, run, f' of {rule}, seed {seed},')
+    if rule not in RULES or not run[-1][result] or not run[-1]['wall_time_s']:
+      raise UserError(f'{path} is damaged: the run {rule}, seed {seed}, has no result')
+    if run[-1].get('criterion_reached', 'True') not in ('True', 'False'):
+      raise UserError(f'{path} is damaged: {run[-1]["criterion_reached"][:20]!r} is neither True nor False')
+  return rows
+
+
+def read_comparison(path, task):
+  """The rows of `read_rows` by rule and run: {rule: list of runs}, a run being {column: list of texts, one a row}."""
+  runs = {}
+  for row in read_rows(path, task):
     run = runs.setdefault((row['rule'], row['seed']), {name: [] for name in row})
     for name, value in row.items():
       run[name].append(value)
-  for (rule, seed), run in runs.items():
-    if rule not in RULES or not all(run[name][-1] for name in results):
-      raise UserError(f'{path} is damaged: the run {rule}, seed {seed}, has no result')
   return {rule: [run for (name, _), run in sorted(runs.items()) if name == rule]
           for rule in RULES if any(name == rule for name, _ in runs)}
 
@@ -251,7 +263,7 @@ def comparison(path, task, show=False):
   """
   evidence = task == 'evidence_accumulation'
   column, label = ('train_error', 'wrong decisions') if evidence else ('nmse', 'normalised mean squared error')
-  rules = read_comparison(path, [column])
+  rules = read_comparison(path, task)
   longest = max(len(run['iteration']) for runs in rules.values() for run in runs)
 
   figure, axis = plt.subplots(num='learning curves', clear=True, figsize=(7.5, 4.5), layout='constrained')

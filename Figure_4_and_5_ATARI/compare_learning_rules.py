@@ -68,7 +68,7 @@ def read_curve(folder):
 
 def rows_of(job, rule, seed):
   """Rows of both CSV files from a finished run."""
-  summary = files.read_json(job.path('summary.json'), ('score', 'games', 'frames'))
+  summary, _ = comparison.results_of(job, ('score', 'games', 'frames'), plots.COLUMNS)
   curve = read_curve(job.folder)
   reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
   row = dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
@@ -79,29 +79,29 @@ def rows_of(job, rule, seed):
 
 
 def train_all(path, curve_path):
-  """Trains, and writes the CSV files after each run, where rows of rules not asked for stay; returns whether all have
-  finished."""
+  """Trains, and writes the CSV files after each run, where the runs not asked for stay; returns whether all have finished."""
   arguments = [f'--level_name={FLAGS.level_name}', '--preset=laptop', '--do_plot=False', *comparison.common_arguments()]
   arguments += [] if FLAGS.smoke else FLAGS_OF[FLAGS.level_name]
   folder = comparison.folder_of(short_name(), 'main')
-  jobs = {(rule, seed): comparison.Job(f'{rule} seed {seed}', 'main', os.path.join(folder, f'{rule}_seed{seed}'),
-                                       [*arguments, f'--seed={seed}', *RULES[rule]])
-          for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
-  others = [[row for row in read(name, columns) if row['rule'] not in FLAGS.rules] if os.path.exists(name) else []
-            for name, columns in ((path, COLUMNS), (curve_path, CURVE))]
-  comparison.say_what_is_kept(row['rule'] for row in others[0])
+  job_of = lambda rule, seed: comparison.Job(f'{rule} seed {seed}', 'main', os.path.join(folder, f'{rule}_seed{seed}'),
+                                             [*arguments, f'--seed={seed}', *RULES[rule]])
+  jobs = {(rule, seed): job_of(rule, seed) for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
+  others = comparison.kept(path, lambda path: read(path, COLUMNS), ('rule', 'seed'), jobs, job_of)
+  runs = {(row['rule'], row['seed']) for row in others}
+  other_curves = [row for row in (read(curve_path, CURVE) if os.path.exists(curve_path) else [])
+                  if (row['rule'], row['seed']) in runs]
 
   def collect(finished):
     both = [rows_of(job, *key) for key, job in jobs.items() if job in finished]
-    files.write_csv(path, [*others[0], *(row for row, _ in both)], COLUMNS)
-    files.write_csv(curve_path, [*others[1], *(point for _, points in both for point in points)], CURVE)
+    files.write_csv(path, [*others, *(row for row, _ in both)], COLUMNS)
+    files.write_csv(curve_path, [*other_curves, *(point for _, points in both for point in points)], CURVE)
 
   return comparison.train(list(jobs.values()), collect)
 
 
 def read(path, columns):
   """Rows of a CSV file of these columns, the first of which is the rule."""
-  rows = files.read_csv(path, columns[:1], columns[1:])
+  rows = files.read_csv(path, ['rule'], columns[2:], ['seed'], ['rule', 'seed'])
   for row in rows:
     if row['rule'] not in RULES or not row.get('score', row.get('return_200')):
       raise files.UserError(f'{path} is damaged: the row of {row["rule"]}, seed {row["seed"]}, has no result')

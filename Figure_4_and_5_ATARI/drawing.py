@@ -7,8 +7,10 @@ from absl import flags
 import files
 from files import UserError
 
-_asked_for = os.environ.pop('MPLBACKEND', None)  # an unknown one would stop the import
-_in_use = 'matplotlib' in sys.modules            # by a notebook, say, whose choice it is then
+_in_use = 'matplotlib' in sys.modules or 'ipykernel' in sys.modules  # by a notebook, say, whose choice it is then
+_asked_for = os.environ.get('MPLBACKEND')
+if not _in_use:
+  os.environ.pop('MPLBACKEND', None)  # an unknown one would stop the import
 import matplotlib  # noqa: E402
 if not _in_use:
   matplotlib.use('Agg')

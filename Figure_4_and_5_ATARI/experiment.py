@@ -30,12 +30,12 @@ import numpy as np
 import tqdm
 
 from checkpoints import Checkpoints
+import drawing  # noqa: F401, before Keras, which imports matplotlib, too
 import files
 import machine
 from files import UserError
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-_backend = os.environ.pop('MPLBACKEND', None)  # Keras imports matplotlib, which an unknown one would stop
 with machine.hidden_stderr():
   import keras
   import tensorflow as tf
@@ -44,8 +44,6 @@ with machine.hidden_stderr():
 
 import distribution  # noqa: E402
 import replicas  # noqa: E402
-if _backend is not None:
-  os.environ['MPLBACKEND'] = _backend
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(program)
@@ -137,8 +135,10 @@ def prefetched(make, first):
 
 
 def metric_text(value):
-  """A number as metrics.csv holds it: every digit of a float, nothing for None."""
-  return '' if value is None else repr(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
+  """A number as metrics.csv holds it: every digit of a float, nothing for None or what is not finite."""
+  if value is None or not np.isfinite(value):
+    return ''
+  return repr(int(value)) if isinstance(value, (int, np.integer)) else repr(float(value))
 
 
 def signs_of_death(rate=None, outputs=None):
@@ -204,7 +204,7 @@ class Run:
     self._checkpoints = Checkpoints(self.path('checkpoints'), variables)
     if FLAGS.resume:
       self._checkpoints.restore()
-      if not self.iteration and os.path.exists(self.path('summary.json')):
+      if not self.iteration and any(os.path.exists(self.path(name)) for name in ('summary.json', 'final_weights.npz')):
         raise UserError(f'{self.folder} is a finished run whose checkpoints are gone: it cannot be resumed')
     else:
       files.write_json(self.path('config.json'), config)
@@ -397,7 +397,7 @@ class Run:
     path = self.path('metrics.csv')
     kept = []
     if FLAGS.resume and os.path.exists(path) and self.iteration:
-      kept = files.read_csv(path, numbers=self.columns, n_rows=self.iteration)
+      kept = files.read_metrics(path, self.columns, n_rows=self.iteration)
     if len(kept) != self.iteration:
       raise UserError(f'{path} has {len(kept)} rows where the checkpoint is at iteration {self.iteration}')
     files.write_csv(path, kept, self.columns)

@@ -136,6 +136,8 @@ def _check_flags():
       raise UserError(f'--{name}={value} is out of range: it must be {help_text}, of at most {LARGEST_INTEGER} in size')
   if not FLAGS.result_dir.strip():
     raise UserError('--result_dir is empty: it must name a folder')
+  if os.path.exists(FLAGS.result_dir) and not os.path.isdir(FLAGS.result_dir):
+    raise UserError(f'--result_dir={FLAGS.result_dir} is a file, and must be a folder')
   name = FLAGS.run_name
   if name is not None and not name.strip():
     raise UserError('--run_name is empty: it must name a folder')

@@ -13,6 +13,7 @@ import time
 import pytest
 
 import conftest
+import forks
 
 RUN = '''
 import os, sys, time
@@ -40,8 +41,9 @@ def main():
   for k in range(FLAGS.n_iter):
     files.write_json(path('alive.json'), dict(pid=os.getpid(), k=k, cores=machine.cores()))
     time.sleep(FLAGS.seconds)
-  files.write_json(path('summary.json'), dict(score=FLAGS.seed, n_iter=FLAGS.n_iter, argv=sys.argv[1:],
-                                          signs_of_death=FLAGS.signs))
+  files.write_csv(path('metrics.csv'), [dict(iteration=k + 1, loss=1 / (k + 1)) for k in range(FLAGS.n_iter)], ['iteration', 'loss'])
+  files.write_json(path('summary.json'), dict(score=FLAGS.seed, iterations=FLAGS.n_iter, argv=sys.argv[1:],
+                                              signs_of_death=FLAGS.signs))
 
 program.run_app(main)
 '''
@@ -56,20 +58,35 @@ flags.DEFINE_string('data', None, '')
 
 def main():
   comparison.prepare(['a', 'b'])
-  jobs = [comparison.Job(f'{rule} seed {seed}', 'run', os.path.join(comparison.folder_of('run'), f'{rule}_seed{seed}'),
-                         [f'--seed={seed}', *FLAGS.extra, *comparison.common_arguments()], FLAGS.data)
-          for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules or ['a', 'b']]
+  job_of = lambda rule, seed: comparison.Job(
+      f'{rule} seed {seed}', 'run', os.path.join(comparison.folder_of('run'), f'{rule}_seed{seed}'),
+      [f'--seed={seed}', *FLAGS.extra, *comparison.common_arguments()], FLAGS.data)
+  jobs = {(rule, seed): job_of(rule, seed) for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules or ['a', 'b']}
   path = os.path.join(FLAGS.out, 'comparison.csv')
+  read = lambda path: files.read_csv(path, ['rule'], ['score'], ['seed', 'iterations'], ['rule', 'seed', 'score'])
+  others = [] if FLAGS.replot else comparison.kept(path, read, ('rule', 'seed'), jobs, job_of)
   def collect(finished):
-    rows = [dict(label=job.label, **files.read_json(job.path('summary.json'), ['score', 'n_iter'])) for job in finished]
-    files.write_csv(path, rows, ['label', 'score', 'n_iter', 'argv', 'signs_of_death'])
-  complete = FLAGS.replot or comparison.train(jobs, collect)
-  for row in files.read_csv(path, ['label'], ['score', 'n_iter']):
-    print(row['label'], row['n_iter'])
+    rows = [dict(rule=rule, seed=seed, **comparison.results_of(job, ['score'], ['loss'], ['loss'])[0])
+            for (rule, seed), job in jobs.items() if job in finished]
+    files.write_csv(path, others + rows, ['rule', 'seed', 'score', 'iterations', 'argv', 'signs_of_death'])
+  complete = FLAGS.replot or comparison.train(list(jobs.values()), collect)
+  for row in read(path):
+    print(row['rule'], 'seed', row['seed'], row['iterations'])
   comparison.end(complete)
 
 program.run_app(main)
 '''
+
+
+SCRIPTS = {}  # path: forks.Script, made when it is first called
+
+
+@pytest.fixture(scope='module', autouse=True)
+def closed_at_the_end():
+  yield
+  for script in SCRIPTS.values():
+    script.close()
+  SCRIPTS.clear()
 
 
 @pytest.fixture(scope='module')
@@ -88,9 +105,17 @@ def command(house, folder, *arguments):
           '--n_parallel=2', *map(str, arguments)]
 
 
+def script(path):
+  """forks.Script of a path, or of one from the root on."""
+  path = conftest.ROOT / path
+  if path not in SCRIPTS:
+    SCRIPTS[path] = forks.Script(path)
+  return SCRIPTS[path]
+
+
 def call(house, folder, *arguments, expect=0):
-  done = subprocess.run(command(house, folder, *arguments), capture_output=True, text=True, timeout=120, check=False)
-  assert done.returncode == expect, done.stdout + done.stderr
+  done = script(house / 'compare.py')(*command(house, folder, *arguments)[2:])
+  assert done.code == expect and 'Traceback' not in done.stderr, done
   return done
 
 
@@ -145,27 +170,64 @@ def test_a_failed_run_is_told_and_missing(house, tmp_path):
   assert set(iterations(call(house, tmp_path))) == {f'{rule} seed {seed}' for rule in 'ab' for seed in (0, 1)}
 
 
-@pytest.mark.parametrize('damage', ['', '{"score": 1', '[]', 'deleted'])
-def test_damaged_summaries(house, tmp_path, damage):
-  """A summary that is torn ends in one sentence; one that is gone is made anew."""
-  call(house, tmp_path, '--rules=a', '--n_seeds=1')
-  path = runs(tmp_path) / 'a_seed0' / 'summary.json'
-  if damage == 'deleted':
-    path.unlink()
-    assert iterations(call(house, tmp_path, '--rules=a', '--n_seeds=1')) == {'a seed 0': '3'}
-  else:
-    path.write_text(damage)
-    done = call(house, tmp_path, '--rules=a', '--n_seeds=1', expect=2)
-    assert done.stderr.count('error: ') == 1 and 'summary.json' in done.stderr and 'Traceback' not in done.stderr
+def test_runs_not_asked_for_stay_in_the_table(house, tmp_path):
+  """Those of other rules, and other seeds that have run with the same flags; without such runs no mean is taken over both."""
+  call(house, tmp_path)
+  table = tmp_path / 'out' / 'comparison.csv'
+  before = table.read_text()
+  narrow = call(house, tmp_path, '--rules=b', '--n_seeds=1')
+  assert sorted(table.read_text().splitlines()) == sorted(before.splitlines()) and 'are not compared: a\n' in narrow.stdout
+  for flags in (['--extra=--n_iter=2'], [f'--result_dir={tmp_path}/elsewhere']):
+    before = table.read_text()
+    assert 'has seed 1 of b, which this command' in call(house, tmp_path, '--rules=b', '--n_seeds=1', *flags, expect=2).stderr
+    assert table.read_text() == before
+  call(house, tmp_path, '--rules=b', f'--result_dir={tmp_path}/elsewhere', '--extra=--n_iter=2')
+  assert [line.split(',')[:4] for line in sorted(table.read_text().splitlines())[:4]] == [
+      ['a', '0', '0', '3'], ['a', '1', '1', '3'], ['b', '0', '0', '2'], ['b', '1', '1', '2']]
 
 
-@pytest.mark.parametrize('content', ['', 'label;score;n_iter\na;1;2\n', 'label,score,n_iter\na,1\n', None])
-def test_replot_of_a_table_that_is_none(house, tmp_path, content):
-  (tmp_path / 'out').mkdir()
-  if content is not None:
-    (tmp_path / 'out' / 'comparison.csv').write_text(content)
-  done = call(house, tmp_path, '--replot', expect=2)
-  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and 'comparison.csv' in done.stderr
+def test_a_folder_for_the_table_is_one(house, tmp_path):
+  (tmp_path / 'file').write_text('')
+  for flag in (f'--out={tmp_path}/file', f'--result_dir={tmp_path}/file'):
+    error = call(house, tmp_path, flag, expect=2).stderr
+    assert error.startswith(f'error: {flag} is a file') and error.count('\n') == 1
+  assert os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('name, change, words', [
+    ('summary.json', lambda text: '', 'damaged'), ('summary.json', lambda text: '{"score": 1', 'damaged'),
+    ('summary.json', lambda text: '[]', 'damaged'), ('summary.json', lambda text: text.replace('"score": 0', '"score": null'), 'no number'),
+    ('summary.json', lambda text: text.replace('"score": 0', '"score": NaN'), 'NaN is no JSON'),
+    ('summary.json', lambda text: text.replace('"score": 0', '"score": "0"'), 'no number'),
+    ('summary.json', lambda text: text.replace('"iterations": 3', '"iterations": 4'), 'ends at iteration 3'),
+    ('metrics.csv', lambda text: '', 'no column loss'), ('metrics.csv', lambda text: text.rpartition('3,')[0], 'ends at iteration 2'),
+    ('metrics.csv', lambda text: text.replace('2,0.5\n', ''), 'where iteration 2 should be there is 3'),
+    ('metrics.csv', lambda text: text.replace('2,0.5', '1,0.5'), 'where iteration 2 should be there is 1'),
+    ('metrics.csv', lambda text: text.replace('2,0.5', '2.0,0.5'), "'2.0' in row 2 is no iteration"),
+    ('metrics.csv', lambda text: text.replace('2,0.5', '2,nan'), "'nan' in row 2 is no loss"),
+    ('metrics.csv', lambda text: text.replace('2,0.5', '2,'), 'row 2 has no loss')])
+def test_damaged_results_of_a_run(house, finished, name, change, words):
+  path = runs(finished) / 'a_seed0' / name
+  before = path.read_text()
+  path.write_text(change(before))
+  done = call(house, finished, '--rules=a', '--n_seeds=1', expect=2)
+  spoilt = path.read_text()
+  path.write_text(before)
+  assert done.stderr.count('error: ') == 1 and str(path.parent) in done.stderr and words in done.stderr, done.stderr
+  assert spoilt == change(before) != before
+
+
+def test_a_run_without_results_is_made_anew(house, finished):
+  (runs(finished) / 'a_seed0' / 'summary.json').unlink()
+  assert iterations(call(house, finished, '--rules=a', '--n_seeds=1')) == {'a seed 0': '3'}
+
+
+@pytest.fixture(scope='module')
+def finished(house, tmp_path_factory):
+  """A comparison of one run."""
+  folder = tmp_path_factory.mktemp('finished')
+  call(house, folder, '--rules=a', '--n_seeds=1')
+  return folder
 
 
 def wait_for(condition, seconds=60):
@@ -210,16 +272,66 @@ def test_two_comparisons_do_not_share_runs(house, tmp_path):
   process.wait(60)
 
 
-@pytest.mark.parametrize('folder, table, flag', [
-    ('Figure_3_and_S7_e-prop_tutorials', 'comparison_pattern_generation', '--task=pattern_generation'),
-    ('Figure_2_TIMIT', 'comparison_espeak_fbank', '--dataset=x/espeak_fbank'),
-    ('Figure_4_and_5_ATARI', 'comparison_catch', '--level_name=catch')])
-@pytest.mark.parametrize('damage', [lambda text: '', lambda text: text[:len(text) // 2], lambda text: text.replace(',', ';')],
-                         ids=['empty', 'cut', 'semicolons'])
-def test_tables_of_the_figures_drawn_once_more(tmp_path, folder, table, flag, damage):
-  text = (conftest.ROOT / folder / 'figures' / f'{table}.csv').read_text(encoding='utf-8')
-  (tmp_path / f'{table}.csv').write_text(damage(text), encoding='utf-8')
-  done = subprocess.run([sys.executable, str(conftest.ROOT / folder / 'compare_learning_rules.py'), '--replot', flag,
-                         f'--out={tmp_path}'], capture_output=True, text=True, timeout=120, check=False)
-  assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
-  assert f'{table}.csv' in done.stderr and os.listdir(tmp_path) == [f'{table}.csv']
+# ---------------------------------------------------------------------------------------------------------------------
+# The tables that are committed, drawn once more
+
+
+FIGURE_3, FIGURE_2, FIGURE_4 = ((f'{folder}/compare_learning_rules.py', table, flag) for folder, table, flag in (
+    ('Figure_3_and_S7_e-prop_tutorials', 'comparison_evidence_accumulation', '--task=evidence_accumulation'),
+    ('Figure_2_TIMIT', 'comparison_espeak_full_fbank', '--dataset=x/espeak_full_fbank'),
+    ('Figure_4_and_5_ATARI', 'comparison_catch', '--level_name=catch')))
+CURVES = FIGURE_2[0], 'curves_espeak_full_fbank', FIGURE_2[2]
+PUBLISHED = 'Figure_2_TIMIT/published_curve.py', 'published_curve', '--n_seeds=3'
+cut_off = lambda text: text[:len(text) // 2]
+empty = lambda text: ''
+semicolons = lambda text: text.replace(',', ';')
+less = lambda n: lambda text: ''.join(text.splitlines(keepends=True)[:-n])
+without = lambda row: lambda text: ''.join(line for k, line in enumerate(text.splitlines(keepends=True)) if k != row)
+twice = lambda row: lambda text: ''.join((1 + (k == row)) * line for k, line in enumerate(text.splitlines(keepends=True)))
+cell = lambda old, new: lambda text: text.replace(old, new, 1)
+DAMAGES = [*((table, change) for table in (FIGURE_3, FIGURE_2, FIGURE_4, CURVES, PUBLISHED) for change in (empty, cut_off, semicolons)),
+           *((FIGURE_3, change) for change in (
+               less(1), without(5), twice(5), cell('bptt,0,2,', 'bptt,0,2.5,'), cell('bptt,0,2,', 'bptt,0,-2,'), cell('bptt,0,2,', 'bptt,0,,'),
+               cell('bptt,0,2,0.69193', 'bptt,0,2,'), cell('bptt,0,2,0.69193', 'bptt,0,2,inf'), cell(',True,', ',maybe,'),
+               cell('bptt,0,2,', 'magic,0,2,'), cell('bptt,0,2,', 'bptt,0.5,2,'))),
+           *((FIGURE_2, change) for change in (
+               cell('espeak-ng', 'another program'), cell('0.20195085665804177,', ','), cell('bptt,0,', 'bptt,1.5,'), twice(2), without(2),
+               cell('bptt,0,', 'magic,0,'), cell('bptt,0,', 'bptt,,'))),
+           *((CURVES, change) for change in (
+               less(1), less(3), without(2), without(1), twice(2), cell('espeak-ng', 'another program'), cell(',462,', ',462.5,'),
+               cell(',462,0.29578073708612007', ',462,'), cell(',462,', ',461,'))),
+           *((PUBLISHED, change) for change in (
+               less(1), without(2), without(7), twice(6), cell('ours,0,60,', 'ours,,60,'), cell('ours,0,60,', 'theirs,0,60,'),
+               cell('ours,0,60,', 'ours,0,60.5,'), cell('published,,60,0.695', 'published,,60,'), cell('ours,0,60,', 'ours,0,61,')))]
+
+
+@pytest.mark.parametrize('table, change', DAMAGES)
+def test_tables_of_the_figures_drawn_once_more(tmp_path, table, change):
+  path, name, flag = table
+  figures = (conftest.ROOT / path).parent / 'figures'
+  for other in figures.glob('*.csv'):
+    shutil.copy(other, tmp_path)
+  text = (figures / f'{name}.csv').read_text(encoding='utf-8')
+  assert change(text) != text
+  (tmp_path / f'{name}.csv').write_text(change(text), encoding='utf-8')
+  done = script(path)('--replot', flag, f'--out={tmp_path}')
+  assert done.code == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done
+  assert f'{name}.csv' in done.stderr and not list(tmp_path.glob(f'{name}*.png')), done
+
+
+@pytest.mark.parametrize('table', [FIGURE_3, FIGURE_2, FIGURE_4, PUBLISHED])
+def test_tables_from_other_editors(tmp_path, table):
+  """Windows' line ends, and the mark that some programs put before the text."""
+  path, name, flag = table
+  for other in (conftest.ROOT / path).parent.glob('figures/*.csv'):
+    (tmp_path / other.name).write_bytes(b'\xef\xbb\xbf' + other.read_bytes().replace(b'\n', b'\r\n'))
+  done = script(path)('--replot', flag, f'--out={tmp_path}')
+  assert done.code == 0 and list(tmp_path.glob('*.png')), done.stderr
+
+
+def test_nothing_to_compare(tmp_path):
+  for path, flag in ((FIGURE_2[0], '--networks='), (FIGURE_2[0], '--rules='), (FIGURE_3[0], '--rules='), (FIGURE_4[0], '--rules='),
+                       (PUBLISHED[0], '--variants=')):
+    done = script(path)(flag, f'--out={tmp_path}/out', f'--result_dir={tmp_path}')
+    assert done.code == 2 and flag.strip('=') in done.errors[0] and 'names no' in done.errors[0], done
+  assert not os.listdir(tmp_path)

@@ -16,7 +16,8 @@ from test_timit_processing import complete, htk, layout, process, SAMPLE, spoken
 import corpora
 import data
 import features
-from files import UserError, write_json
+from files import read_json, UserError, write_json
+import phones
 
 RATE = 16000
 
@@ -255,7 +256,8 @@ def test_dataset(complete, tmp_path, process):
   spoken(complete, 'sx42').write_bytes(b'')
   process(*corpus, f'--dataset={tmp_path / "link"}', expect=2)
   assert data.load(str(tmp_path / 'link')).metadata['preproc'] == 'mfccs' and not (tmp_path / 'disk.old').exists()
-  for place, message in (('/proc/x', 'nothing can be written to /proc'), (tmp_path / 'link' / 'dev.npz', 'is a file')):
+  for place, message in (('/proc/x', 'nothing can be written to /proc'), (tmp_path / 'link' / 'dev.npz', 'is a file'),
+                         (tmp_path / (252 * 'x'), 'File name too long'), (tmp_path / 'link' / 'dev.npz' / 'x', 'Not a directory')):
     output = process(*corpus, f'--dataset={place}', expect=2)
     assert message in output and 'utterances' not in output  # before any work
 
@@ -300,21 +302,71 @@ def test_damaged_files(utterance, kind):
   assert 50 < refused < 200
 
 
-@pytest.mark.parametrize('name', ['metadata.json', 'dev.npz'])
-def test_damaged_corpus(tmp_path, name):
-  labels = np.arange(61, dtype=np.int32)
+@pytest.fixture
+def corpus(tmp_path):
+  """A processed corpus of two utterances a split."""
+  rng = np.random.default_rng(0)
   for split in data.SPLITS:
-    arrays = data.pack(['dr1/a/sx1'], [np.ones((61, 3), np.float32)], [labels])
-    np.savez(tmp_path / f'{split}.npz', **arrays)
+    labels = [np.repeat(rng.integers(0, 61, 4), 3).astype(np.int32) for _ in range(2)]
+    write_split(tmp_path, split, **data.pack(['dr1/a/sx1', 'dr1/a/sx2'], [np.ones((12, 3), np.float32)] * 2, labels))
   outputs = {f'{split}.npz': data.sha256(str(tmp_path / f'{split}.npz')) for split in data.SPLITS}
-  write_json(str(tmp_path / 'metadata.json'), dict(label='x', synthetic=True, n_features=3, classes61=list('abc'),
-                                                   classes39=list('ab'), outputs=outputs))
+  write_json(str(tmp_path / 'metadata.json'), dict(label='x', synthetic=True, n_features=3, classes61=phones.PHONES61,
+                                                   classes39=phones.PHONES39, outputs=outputs))
   data.load(str(tmp_path))
-  whole, rng, refused = (tmp_path / name).read_bytes(), np.random.default_rng(0), 0
+  return tmp_path
+
+
+def write_split(folder, split, **arrays):
+  """Writes the arrays of a split; where there is metadata.json, with the digest that it then needs."""
+  np.savez(folder / f'{split}.npz', **arrays)
+  if (folder / 'metadata.json').exists():
+    metadata = read_json(folder / 'metadata.json')
+    metadata['outputs'][f'{split}.npz'] = data.sha256(str(folder / f'{split}.npz'))
+    write_json(folder / 'metadata.json', metadata)
+
+
+@pytest.mark.parametrize('name', ['metadata.json', 'dev.npz'])
+def test_damaged_corpus(corpus, name):
+  whole, rng, refused = (corpus / name).read_bytes(), np.random.default_rng(0), 0
   for _ in range(200):
-    (tmp_path / name).write_bytes(spoiled(whole, rng))
+    (corpus / name).write_bytes(spoiled(whole, rng))
     try:
-      assert data.load(str(tmp_path)).metadata['n_features'] == 3
-    except UserError:
+      loaded = data.load(str(corpus)).metadata
+      assert loaded['n_features'] == 3 and loaded['classes39'] == list(phones.PHONES39)
+    except UserError as error:
       refused += 1
+      assert str(corpus) in str(error)
   assert refused > 100
+
+
+@pytest.mark.parametrize('name, value', [
+    ('classes61', phones.PHONES61[::-1]), ('classes61', phones.PHONES61[:60]), ('classes39', phones.PHONES61), ('classes39', None),
+    ('label', None), ('label', 3), ('label', ''), ('synthetic', 'no'), ('n_features', 4), ('n_features', '3'), ('outputs', []),
+    ('outputs', {})])
+def test_metadata_of_something_else(corpus, name, value):
+  metadata = read_json(corpus / 'metadata.json')
+  write_json(corpus / 'metadata.json', dict(metadata, **{name: value}))
+  with pytest.raises(UserError, match=f'metadata.json is damaged: {name} '):
+    data.load(str(corpus))
+
+
+@pytest.mark.parametrize('name, change', [
+    ('labels61', lambda x: x + 60), ('labels61', lambda x: x - 61), ('labels61', lambda x: x[:-1]), ('labels39', lambda x: 38 - x),
+    ('labels61', lambda x: x.astype(float)), ('lengths', lambda x: x + 1), ('lengths', lambda x: np.array([24, 0], np.int32)),
+    ('lengths', lambda x: x[:1]), ('run_counts61', lambda x: x + 1), ('run_starts39', lambda x: x[::-1]), ('runs61', lambda x: x + 1),
+    ('runs39', lambda x: x[:0]), ('ids', lambda x: x[:1]), ('ids', lambda x: np.arange(2)), ('features', lambda x: x[:, 0]),
+    ('features', lambda x: x[:-1]), ('features', lambda x: x * np.nan)])
+def test_arrays_that_do_not_fit(corpus, name, change):
+  with np.load(corpus / 'dev.npz') as arrays:
+    arrays = dict(arrays)
+  write_split(corpus, 'dev', **dict(arrays, **{name: change(arrays[name])}))
+  with pytest.raises(UserError, match='dev.npz'):
+    data.load(str(corpus))
+
+
+def test_a_mark_before_the_annotation(utterance):
+  """That some editors write, and Windows' line ends."""
+  wanted = features.utterance_arrays(utterance, 'mfccs')[1]
+  path = pathlib.Path(utterance.phn)
+  path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+  assert np.array_equal(features.utterance_arrays(utterance, 'mfccs')[1], wanted)
