@@ -56,18 +56,20 @@ program.DEFINE_path('dataset', None, 'processed corpus; default: NLTK\'s sample 
 FLAGS.set_default('n_seeds', 3)
 
 
+def make_job(network, rule, seed, corpus, identity):
+  """The run of one network, rule and seed."""
+  script, arguments, rules = NETWORKS[network]
+  folder = comparison.folder_of(f'{os.path.basename(corpus)}_{network}', script)
+  common = [f'--dataset={corpus}', '--plot=False', *arguments, *comparison.common_arguments()]
+  common += [f'--n_epochs={FLAGS.n_epochs}'] if FLAGS.n_epochs else []
+  return comparison.Job(f'{network} {rule} seed {seed}', script, os.path.join(folder, f'{rule}_seed{seed}'),
+                        [*common, f'--seed={seed}', *rules[rule]], identity)
+
+
 def train_all(path, curves_path, corpus, metadata, identity):
   """Trains, and writes the CSVs of results and of learning curves after each run, where the runs not asked for stay; returns
   whether all have finished."""
-
-  def job_of(network, rule, seed):
-    script, arguments, rules = NETWORKS[network]
-    folder = comparison.folder_of(f'{os.path.basename(corpus)}_{network}', script)
-    common = [f'--dataset={corpus}', '--plot=False', *arguments, *comparison.common_arguments()]
-    common += [f'--n_epochs={FLAGS.n_epochs}'] if FLAGS.n_epochs else []
-    return comparison.Job(f'{network} {rule} seed {seed}', script, os.path.join(folder, f'{rule}_seed{seed}'),
-                          [*common, f'--seed={seed}', *rules[rule]], identity)
-
+  job_of = lambda network, rule, seed: make_job(network, rule, seed, corpus, identity)
   jobs = {(network, rule, seed): job_of(network, rule, seed) for network in FLAGS.networks for seed in range(FLAGS.n_seeds)
           for rule in NETWORKS[network][2] if not FLAGS.rules or rule in FLAGS.rules}
   if not jobs:

@@ -27,6 +27,7 @@ flags.DEFINE_list('rules', None, 'learning rules; default: all, or those that th
 flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each rule', 1, 10 ** 4)
 flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
 flags.DEFINE_bool('replot', False, 'draw the figures from the CSV without training')
+flags.DEFINE_bool('collect', False, 'tables and figures of the runs that have finished, without training')
 program.DEFINE_path('out', os.path.join(HERE, 'figures'), 'folder of the CSV and the figures')
 
 WITHOUT_MEANING = ('seed', 'run_name', 'resume')  # runs have their own
@@ -104,7 +105,7 @@ def common_arguments():
 
 
 def train(jobs, collect):
-  """Runs what is not finished yet, --n_parallel at a time, and collects after each run.
+  """Runs what is not finished yet, --n_parallel at a time, and collects after each run; with --collect, collects alone.
 
   Each run keeps to its share of the cores: two networks on a core each train faster than one after the other on both.
 
@@ -113,7 +114,7 @@ def train(jobs, collect):
     collect: function of a list of finished Jobs that writes the tables.
 
   Returns:
-    Whether all are finished.
+    Whether all are finished that were to be trained.
 
   Raises:
     UserError: another comparison works in the same folder, or no run has finished.
@@ -121,16 +122,19 @@ def train(jobs, collect):
   program.if_interrupted(lambda: 'the same command goes on with what is missing')
   if not jobs:
     raise UserError('there is nothing to train: the flags name no rule, network or seed')
-  top = os.path.commonpath([os.path.dirname(job.folder) for job in jobs])
-  os.makedirs(top, exist_ok=True)
-  machine.Lock(top)
+  if not FLAGS.collect:
+    top = os.path.commonpath([os.path.dirname(job.folder) for job in jobs])
+    os.makedirs(top, exist_ok=True)
+    machine.Lock(top)
   finished = [job for job in jobs if job.finished()]
   pending = [job for job in jobs if job not in finished]
   failed = {}
   if finished:
     collect(finished)
   print(f'{len(finished)}/{len(jobs)} runs ended, {len(pending)} missing', flush=True)
-  for job, error in _side_by_side(pending):
+  if FLAGS.collect and pending:
+    print(f'missing: {", ".join(job.label for job in pending)}', flush=True)
+  for job, error in _side_by_side([] if FLAGS.collect else pending):
     if error:
       failed[job.label] = error
       print(f'warning: {job.label} {error}', file=sys.stderr, flush=True)
