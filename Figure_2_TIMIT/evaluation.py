@@ -52,7 +52,7 @@ class Evaluator:
       numbers = scores.phone_errors(predicted, phones.runs, self.n_phones == 61)
       error = numbers['per_mean_over_utterances']
     else:
-      predicted = [y.argmax(1) for y in logits]
+      predicted = [y[:, :self.n_phones].argmax(1) for y in logits]  # without the class of --blank_class
       numbers = scores.frame_errors(predicted, phones.frames)
       error = numbers['frame_error']
       if self.n_phones == 61:
@@ -116,7 +116,8 @@ def record(evaluate, corpus, shown, k=0):
   run = network.forward(batch.x, batch.lengths, classifier.variables.layers)[0]
   posterior = np.exp(logits - logits.max(1, keepdims=True))
   posterior /= posterior.sum(1, keepdims=True)
-  classes = list(corpus.metadata[f'classes{n_phones}']) + ['blank'] * evaluate.ctc
+  classes = list(corpus.metadata[f'classes{n_phones}'])
+  classes += ['blank' if evaluate.ctc else 'unused'] * (logits.shape[1] - n_phones)
   true = split.phones[n_phones]
   if evaluate.ctc:  # decoded phones have no times: they stand where the blank gives way, in their order
     predicted = scores.merge(shown['predicted'][k])

@@ -4,7 +4,7 @@ import numpy as np
 
 from experiment import rng
 from files import UserError
-from lsnn import ALIF, exp_decay
+from lsnn import ALIF, exp_decay, Neuron, spike
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float('tau_a', 200.0, 'time constant of the threshold adaptation [ms]', 1e-3, 1e6)
@@ -13,9 +13,24 @@ flags.DEFINE_bool('tau_a_spread', False, 'draw time constants of adaptation, eac
 flags.DEFINE_bool('tau_v_spread', False, 'draw membrane time constants, each neuron\'s from tau_v and half of it')
 flags.DEFINE_float('beta', 1.8, 'strength of adaptation, multiplied by (1 - rho) / (1 - alpha)', lower_bound=0.0)
 flags.DEFINE_float('thr', 0.01, 'threshold, divided by (1 - alpha)', 1e-6, 1e6)
+flags.DEFINE_enum('adapt_to', 'spikes', ['spikes', 'crossings'], 'what raises a threshold: spikes, or, as in the published LSNN, also '
+                  'crossings of the threshold that the refractory period keeps from being spikes')
 flags.DEFINE_integer('n_ref', 2, 'refractory period [steps]', 0, 10 ** 4)
 flags.DEFINE_float('dt', 1.0, 'length of a network step [ms]', 0.01, 100.0)
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', 0.0, 1e6)
+
+
+class CrossingsALIF(ALIF):
+  """ALIF neurons whose thresholds adapt to every crossing, those within the refractory period included: as published, where the
+  past spike is computed anew from the state. Arguments as ALIF."""
+  # ALIF's own formulas know of no second kind of spike; the general ones differentiate `step`.
+  remember, spikes, initial_adjoint, adjoint_step, initial_eps, trace_step = (
+      Neuron.remember, Neuron.spikes, Neuron.initial_adjoint, Neuron.adjoint_step, Neuron.initial_eps, Neuron.trace_step)
+
+  def step(self, current, z_network, state):
+    """As Neuron.step."""
+    crossing = spike((state.v - self.thr - self.beta * state.a) / self.thr, self.dampening_factor)
+    return super().step(current, z_network, state._replace(z=crossing))
 
 
 def make(n_regular, n_adaptive, layer):
@@ -40,5 +55,6 @@ def make(n_regular, n_adaptive, layer):
   tau_v, tau_a = spread(FLAGS.tau_v, FLAGS.tau_v_spread), spread(FLAGS.tau_a, FLAGS.tau_a_spread)
   scale = 1 / (1 - exp_decay(FLAGS.tau_v, FLAGS.dt))
   beta = np.repeat([0, FLAGS.beta], [n_regular, n_adaptive]) * (1 - exp_decay(tau_a, FLAGS.dt)) * scale
-  return ALIF(n_regular + n_adaptive, thr=FLAGS.thr * scale, tau=tau_v, tau_adaptation=tau_a, beta=beta,
+  kind = CrossingsALIF if FLAGS.adapt_to == 'crossings' else ALIF
+  return kind(n_regular + n_adaptive, thr=FLAGS.thr * scale, tau=tau_v, tau_adaptation=tau_a, beta=beta,
               n_refractory=FLAGS.n_ref, dt=FLAGS.dt, dampening_factor=FLAGS.dampening_factor, dtype=FLAGS.dtype)

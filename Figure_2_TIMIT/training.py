@@ -31,6 +31,7 @@ program.DEFINE_path('dataset', None, 'folder that timit_processing.py wrote; def
                     'corpus in <result_dir>/timit_processed, the first that is there')
 flags.DEFINE_enum('preproc', 'fbank', ['fbank', 'mfccs', 'htk'], 'features')
 flags.DEFINE_bool('reduced_phns', False, 'train on 39 phones instead of 61')
+flags.DEFINE_bool('blank_class', False, 'framewise: a further class, which no frame has, as in the published LSNN')
 flags.DEFINE_string('comment', '', 'a note, kept in config.json')
 flags.DEFINE_enum('batch_order', 'random', ['random', 'length'], 'utterances of a batch: drawn at random, or of similar length, '
                   'which takes less padding')
@@ -100,7 +101,7 @@ def common_settings():
 def build(network, settings, corpus):
   """The Classifier of a script, its weights drawn from --seed, and its number of phones."""
   n_phones = 39 if FLAGS.reduced_phns else 61
-  n_classes = n_phones + (settings.loss == 'ctc')  # the blank
+  n_classes = n_phones + (settings.loss == 'ctc' or FLAGS.blank_class)
   return Classifier(network, settings, corpus.metadata['n_features'], n_classes, rng('weights'), FLAGS.dtype), n_phones
 
 

@@ -15,6 +15,7 @@ from classifier import Batch, Classifier, counted_frames, rate_signals, Settings
 from eprop import broadcast_readout
 import lsnn
 import lstm
+import neurons
 from networks import LSNNLayer, LSTMLayer, Network
 from test_eprop import relative_error
 
@@ -28,7 +29,8 @@ def make_network(kind, rule):
   options = dict(bptt=rule.startswith('bptt'), impl='adjoint' if rule == 'bptt' else rule.removeprefix('bptt_'))
   if kind.startswith('lstm'):
     return Network([LSTMLayer(N, peepholes=rule.startswith('bptt'), **options) for _ in range(2)])
-  cell = lsnn.ALIF(N, thr=0.3, tau=20.0, tau_adaptation=50.0, beta=np.repeat([0, 0.2], N // 2), n_refractory=2, dtype='float64')
+  neuron = neurons.CrossingsALIF if kind == 'lsnn that adapts to crossings' else lsnn.ALIF
+  cell = neuron(N, thr=0.3, tau=20.0, tau_adaptation=50.0, beta=np.repeat([0, 0.2], N // 2), n_refractory=2, dtype='float64')
   return Network([LSNNLayer(cell, 1 if k else 3, **options) for k in range(2 if 'two' in kind else 1)])
 
 
@@ -137,6 +139,31 @@ def test_unpublished_rates_and_reversal(over, reverse):
     assert relative_error(actual, want) < 1e-10
   published = by_classifier('lsnn', 'adjoint', 'framewise')[1]
   assert relative_error(gradients[2], published[2]) > 1e-3  # w_in of the backward direction
+
+
+@pytest.mark.parametrize('rule', ['adjoint', 'hardcoded', 'autodiff', 'bptt'])
+def test_thresholds_that_adapt_to_crossings_have_the_gradient_of_one_tape(rule):
+  kind = 'lsnn that adapts to crossings'
+  gradients, expected = by_classifier(kind, rule, 'framewise')[1], by_one_tape(kind, rule == 'bptt', 'framewise')[1]
+  for actual, want in zip(gradients, expected):
+    assert relative_error(actual, want) < 1e-10
+  assert relative_error(gradients[0], by_classifier('lsnn', rule, 'framewise')[1][0]) > 1e-3
+
+
+def test_crossings_raise_thresholds_by_hand():
+  """A current of 1.2 on a threshold of 1, no leak to speak of: the refractory period suppresses what would be spikes 2 and 3."""
+  thresholds = {}
+  for kind in (lsnn.ALIF, neurons.CrossingsALIF):
+    cell = kind(1, thr=1.0, tau=1e9, tau_adaptation=1e9, beta=0.1, n_refractory=3, dtype='float64')
+    state = cell.State(*cell.get_initial_state(1))
+    seen = []
+    for _ in range(5):
+      state = cell.step(tf.constant([[1.2]], tf.float64), state.z, state)
+      seen.append((float(state.z[0, 0]), round(float(state.a[0, 0]), 6)))
+    thresholds[kind] = seen
+  # v is 1.2, then 1.4 after the reset, 2.6, 3.8: over 1 + 0.1 a at every step.
+  assert thresholds[lsnn.ALIF] == [(1, 0), (0, 1), (0, 1), (1, 1), (0, 2)]
+  assert thresholds[neurons.CrossingsALIF] == [(1, 0), (0, 1), (0, 2), (1, 3), (0, 4)]
 
 
 def test_rate_cost_by_hand():
