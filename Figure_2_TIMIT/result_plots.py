@@ -10,18 +10,19 @@ import drawing
 from drawing import matplotlib, plt
 import files
 from files import UserError
+import palette
 from timit_plots import COLOURS, kind_of, save
 
 FRAME_MS = 10
 MEASURES = ('test_frame_error', 'test_frame_error_39_phones', 'test_per', 'test_per_mean_over_utterances')
-RULES = {  # label and colour of each learning rule, the colours of figure 3's
-    'bptt': ('BPTT', 'black'),
-    'symmetric': ('e-prop, symmetric', '#0B4A8F'),
-    'adaptive': ('e-prop, adaptive', '#2FA684'),
+RULES = {  # label and colour of each learning rule
+    'bptt': ('BPTT', palette.BLACK),
+    'symmetric': ('e-prop, symmetric', palette.BLUE),
+    'adaptive': ('e-prop, adaptive', palette.GREEN),
     'adaptive_slow': ('e-prop, adaptive, decay 0.001', '#8FD3C0'),
-    'random': ('e-prop, random', '#EFAF32'),
-    'uniform': ('e-prop, uniform', '#9CC9EC'),
-    'readout': ('readout alone', '#707070'),
+    'random': ('e-prop, random', palette.ORANGE),
+    'uniform': ('e-prop, uniform', palette.SKY),
+    'readout': ('readout alone', palette.GREY),
 }
 NETWORKS = {  # what compare_learning_rules.py calls them, and what the figures do
     'framewise_lsnn': 'LSNN', 'framewise_lsnn_published': 'LSNN,\npublished', 'framewise_lsnn_two_layers': 'LSNN,\ntwo layers',
@@ -90,7 +91,7 @@ def utterance(record, path, show=False):
     steps, units = np.nonzero(outputs)
     time = steps * seconds / len(outputs)
     adaptive = units >= int(record['n_regular'])
-    for chosen, colour, name in ((~adaptive, 'black', 'LIF'), (adaptive, 'tab:purple', 'ALIF')):
+    for chosen, colour, name in ((~adaptive, 'black', 'LIF'), (adaptive, palette.ALIF, 'ALIF')):
       axes[1].plot(time[chosen], units[chosen], '|', color=colour, ms=2, mew=0.5, label=name)
     axes[1].set(ylabel='neuron', ylim=(-1, outputs.shape[1]))
     axes[1].legend(loc='upper right', markerscale=4, fontsize=8)
@@ -138,7 +139,7 @@ def confusion(table, classes, path, title):
 def rates(hz, path, title):
   """Histogram of firing rates over neurons; hz: [n]."""
   figure, axis = plt.subplots(figsize=(5, 3.2), layout='constrained')
-  axis.hist(hz, bins=np.linspace(0, max(np.max(hz), 1), 41), color='tab:blue')
+  axis.hist(hz, bins=np.linspace(0, max(np.max(hz), 1), 41), color=palette.BLUE)
   axis.axvline(np.mean(hz), color='black', ls=':', label=f'mean {np.mean(hz):.1f} Hz')
   axis.set(xlabel='firing rate (Hz)', ylabel='neurons')
   axis.set_title(title, fontsize=9)

@@ -1,4 +1,4 @@
-"""The colours of this folder's figures: told apart by people with colour blindness, and in grey by their lightness.
+"""The colours of all figures: told apart by people with colour blindness, and in grey by their lightness.
 
 Within each group the CIE lightness L* of two colours differs by at least 10 (`tests/test_figures.py`).
 """

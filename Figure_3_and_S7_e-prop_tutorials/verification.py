@@ -10,6 +10,7 @@ from typing import NamedTuple
 import program
 from absl import flags
 import numpy as np
+import palette
 import plots
 import tensorflow as tf
 
@@ -289,13 +290,13 @@ def figure(path, network, gradients, run, factors):
                         height_ratios=[0.4] * len(spikes) + [1] * len(curves))
   below.suptitle(f'synapse from neuron {i} to ALIF neuron {j}, first trial', fontsize=9)
   for axis, (label, z) in zip(axes, spikes.items()):
-    axis.vlines(time[z.numpy() > 0], 0, 1, color='black', lw=0.8)
+    axis.vlines(time[z.numpy() > 0], 0, 1, color=palette.SPIKE, lw=0.8)
     axis.set_yticks([])
     axis.spines['left'].set_visible(False)
   for axis, (label, array) in zip(axes[len(spikes):], curves.items()):
     y = array[:, 0, ..., min(j, array.shape[-1] - 1)].numpy()
     axis.axhline(0, color='0.8', lw=0.6)
-    axis.plot(time, y if y.ndim == 1 else y[:, n_in + i], color='tab:blue', lw=1)
+    axis.plot(time, y if y.ndim == 1 else y[:, n_in + i], color=palette.SIGNAL if 'signal' in label else palette.TRACE, lw=1)
   for axis, label in zip(axes, [*spikes, *curves]):
     axis.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
     axis.spines[['top', 'right']].set_visible(False)

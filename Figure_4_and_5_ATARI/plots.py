@@ -10,19 +10,20 @@ import drawing
 from drawing import plt
 import files
 from matplotlib import animation  # after drawing
+import palette
 
-RULES = {  # label and colour of each agent in comparisons
-    'eprop': ('ALIF + LIF, e-prop', 'tab:blue'),
-    'lif': ('LIF only, e-prop', 'tab:orange'),
-    'readout': ('readout alone', '0.6'),
-    'bptt': ('ALIF + LIF, BPTT', 'black'),
-    'published_adam': ('published epsilon and rates of Adam', 'tab:green'),
-    'published_updates': ('published updates, once in an iteration', 'tab:cyan'),
-    'published_cnn': ('published reg_factor_cnn, 1e8', 'tab:red'),
-    'published_discounting': ('published discounting, 0.99', 'tab:purple'),
-    'published_costs': ('published costs', 'tab:brown'),
-    'published_input': ('published input, background left in', 'tab:olive'),
-    'published_steps': ('published five network steps per frame', 'tab:pink'),
+RULES = {  # label, colour and line style of each agent in comparisons
+    'eprop': ('ALIF + LIF, e-prop', palette.BLUE, '-'),
+    'lif': ('LIF only, e-prop', palette.ORANGE, '-'),
+    'readout': ('readout alone', palette.GREY, '--'),
+    'bptt': ('ALIF + LIF, BPTT', palette.BLACK, '-'),
+    'published_adam': ('published epsilon and rates of Adam', palette.GREEN, '-'),
+    'published_updates': ('published updates, once in an iteration', palette.ORANGE, '-'),
+    'published_cnn': ('published reg_factor_cnn, 1e8', palette.SKY, '--'),
+    'published_discounting': ('published discounting, 0.99', palette.GREY, '--'),
+    'published_costs': ('published costs', palette.GREEN, ':'),
+    'published_input': ('published input, background left in', palette.VERMILION, '-'),
+    'published_steps': ('published five network steps per frame', palette.VERMILION, ':'),
 }
 FIGURE_SCREENS = 8
 COLUMNS = ('frames', 'frames_per_s', 'score', 'return_200', 'max_episode_len', 'entropy', 'rate_lsnn')  # of metrics.csv
@@ -65,12 +66,13 @@ def game(record, path, show=False):
   axes = [figure.add_subplot(grid[1, :])]
   axes += [figure.add_subplot(grid[k, :], sharex=axes[0]) for k in range(2, 6)]
   names = [str(name) for name in record['action_names']]
-  axes[0].stackplot(time, record['policy'].T, labels=names, colors=plt.get_cmap('Set2' if len(names) <= 8 else 'tab20').colors)
+  shades = plt.get_cmap('cividis')(np.linspace(0, 1, len(names)))  # from dark to light
+  axes[0].stackplot(time, record['policy'].T, labels=names, colors=shades, edgecolor='white', lw=0.3)
   axes[0].set(ylim=(0, 1), ylabel='policy')
   axes[0].legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
-  axes[1].plot(time, record['value'], color='tab:blue', label='value, predicted')
+  axes[1].plot(time, record['value'], color=palette.OUTPUT, label='value, predicted')
   axes[1].plot(time, record['returns'], color='black', lw=1, ls='--', label='return, discounted')
-  for sign, colour in ((1, 'tab:green'), (-1, 'tab:red')):
+  for sign, colour in ((1, palette.GREEN), (-1, palette.VERMILION)):
     moments = time[np.sign(record['rewards']) == sign]
     axes[1].plot(moments, np.zeros(len(moments)), '^' if sign > 0 else 'v', color=colour,
                  label='reward > 0' if sign > 0 else 'reward < 0')
@@ -78,11 +80,12 @@ def game(record, path, show=False):
     axes[1].axvline(moment, color='0.7', lw=1)
   axes[1].set_ylabel('value')
   axes[1].legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
-  for axis, chosen, colour, name in ((axes[2], slice(0, n_regular), 'black', 'LIF'),
-                                     (axes[3], slice(n_regular, None), 'tab:purple', 'ALIF')):
+  for axis, chosen, colour, name in ((axes[2], slice(0, n_regular), palette.LIF, 'LIF'),
+                                     (axes[3], slice(n_regular, None), palette.ALIF, 'ALIF')):
     steps, units = np.nonzero(record['spikes'][:, chosen])
     axis.plot(network_time[steps], units, '|', color=colour, ms=2, mew=0.4, rasterized=True)
     axis.set(ylabel=f'{name} neuron', ylim=(-1, max(1, record['spikes'][:, chosen].shape[1])))
+  axes[4].set_prop_cycle(color=palette.SERIES)
   axes[4].plot(network_time, record['thresholds'], lw=0.8)
   axes[4].set(ylabel='threshold\n(some ALIF)', xlabel='time of the game (s)', xlim=(0, n_steps * seconds))
   _bare(axes)
@@ -137,17 +140,18 @@ def learning_curve(metrics, path, title, show=False):
   for axis, name, cuts, label in ((axes[0], 'score', changes, 'score of a game'),
                                   (axes[1], 'return_200', [], 'return of the\nfirst 200 steps')):
     axis.plot(frames, curve[name], color='0.8', lw=0.7, label='mean of an iteration\'s games')
-    mean = np.concatenate([smooth(part, window) for part in np.split(curve[name], cuts)])
-    axis.plot(frames, mean, color='tab:blue', label=f'mean of the last {window} iterations')
+    for k, part in enumerate(np.split(np.arange(len(frames)), cuts)):
+      axis.plot(frames[part], smooth(curve[name][part], window), color=palette.BLUE,
+                label=None if k else f'mean of the last {window} iterations')
     axis.set_ylabel(label)
   for k in changes:
     axes[0].axvline(frames[k - 1], color='0.5', ls=':', lw=1)
     axes[0].annotate(f'games of up to {limits[k]:,.0f} steps', (frames[k - 1], 0.02), xycoords=('data', 'axes fraction'),
                      rotation=90, ha='right', va='bottom', fontsize=7, color='0.4')
   axes[0].legend(frameon=False, fontsize=8)
-  axes[2].plot(frames, smooth(curve['entropy'], window), color='tab:green')
+  axes[2].plot(frames, smooth(curve['entropy'], window), color=palette.BLUE)
   axes[2].set(ylabel='entropy of\nthe policy (nat)', ylim=(0, None))
-  axes[3].plot(frames, 100 * smooth(curve['rate_lsnn'], window), color='tab:purple')
+  axes[3].plot(frames, 100 * smooth(curve['rate_lsnn'], window), color=palette.BLUE)
   axes[3].set(ylabel='LSNN spikes per\n100 steps', xlabel='environment frames (million)', ylim=(0, None))
   _bare(axes)
   if len(frames) > 1:
@@ -172,11 +176,11 @@ def comparison(curves, path, title, label, lines=(), show=False):
   """
   figure, axis = plt.subplots(figsize=(9, 4), layout='constrained')
   for rule, runs in curves.items():
-    name, colour = RULES[rule]
+    name, colour, style = RULES[rule]
     grid = np.linspace(max(frames[0] for frames, _ in runs), min(frames[-1] for frames, _ in runs), 200)
     values = np.array([np.interp(grid, frames, score) for frames, score in runs])
     mean, sd = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
-    axis.plot(grid / 1e6, mean, color=colour, label=f'{name} ({len(runs)} seed{"s" * (len(runs) > 1)})')
+    axis.plot(grid / 1e6, mean, style, color=colour, label=f'{name} ({len(runs)} seed{"s" * (len(runs) > 1)})')
     axis.fill_between(grid / 1e6, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
   for value, name in lines:
     axis.axhline(value, color='0.5', ls=':', lw=1)
@@ -205,11 +209,11 @@ def animate(record, path):
   screen = axes[0].imshow(record['screens'][0], cmap='gray', vmin=0, vmax=255)
   raster = axes[1].imshow(images[0].reshape(side, side), cmap='inferno', vmin=0, vmax=max(images.max(), 1e-9))
   axes[1].set_title('LSNN spikes', fontsize=9)
-  bars = axes[2].bar(names, record['policy'][0], color='tab:blue')
+  bars = axes[2].bar(names, record['policy'][0], color=palette.BLUE)
   axes[2].set_ylim(0, 1)
   axes[2].set_title('policy', fontsize=9)
   axes[2].tick_params(axis='x', labelsize=7, rotation=90 if len(names) > 4 else 0)
-  line, = axes[3].plot([], [], color='tab:blue')
+  line, = axes[3].plot([], [], color=palette.OUTPUT)
   low, high = float(record['value'].min()), float(record['value'].max())
   axes[3].set(xlim=(0, n_steps * float(record['seconds_per_step'])), ylim=(low - 0.1, high + 0.1), xlabel='time (s)')
   axes[3].set_title('predicted value', fontsize=9)

@@ -87,10 +87,11 @@ def draw_scaling(rows, path):
   import matplotlib
   matplotlib.use('Agg')
   import matplotlib.pyplot as plt
+  import palette
   names = dict(n_steps='steps T', n_rec='neurons N', n_batch='batch B')
   figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
   for impl, style in (('adjoint', '-'), ('hardcoded', '--')):
-    for name, colour in zip(names, ('tab:blue', 'tab:orange', 'tab:green')):
+    for name, colour in zip(names, (palette.BLUE, palette.ORANGE, palette.GREEN)):
       chosen = [row for row in rows if row['impl'] == impl and row['doubled'] == name]
       factors = [row['factor'] for row in chosen]
       axes[0].plot(factors, [row['seconds'] for row in chosen], 'o' + style, color=colour, label=f'{impl}, {names[name]}')

@@ -3,6 +3,7 @@ import ast
 import doctest
 import pathlib
 import re
+import runpy
 import shutil
 import struct
 import subprocess
@@ -95,12 +96,20 @@ def lightness(colour):
   return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
 
 
+def curves(folder, shown_together=''):
+  """The colours of a comparison's curves whose names begin so, by line style."""
+  rules = runpy.run_path(str(folder / 'plots.py'))['RULES']
+  return [[colour for rule, (_, colour, its_style) in rules.items() if its_style == style and rule.startswith(shown_together)]
+          for style in ('-', '--', ':')]
+
+
 def test_colours_differ_in_lightness():
   import palette as p
-  groups = (p.SERIES, (p.LEFT, p.RIGHT, p.RECALL, p.NOISE), (p.LIF, p.ALIF), (p.OUTPUT, p.TARGET), (p.TRACE, p.SIGNAL, p.SPIKE))
+  groups = (*curves(FOLDER), *curves(ROOT / 'Figure_4_and_5_ATARI', ('eprop', 'published')), p.SERIES, (p.LEFT, p.RIGHT, p.RECALL, p.NOISE), (p.LIF, p.ALIF),
+            (p.OUTPUT, p.TARGET), (p.TRACE, p.SIGNAL, p.SPIKE))
   for group in groups:
     steps = sorted(map(lightness, group))
-    assert min(b - a for a, b in zip(steps, steps[1:])) > 10, group
+    assert min((b - a for a, b in zip(steps, steps[1:])), default=100) > 10, group
   assert lightness('#ffffff') == pytest.approx(100) and lightness('#777777') == pytest.approx(50, abs=0.5)
 
 
