@@ -56,9 +56,14 @@ def short_name():
   return FLAGS.level_name.removeprefix('atari/')
 
 
+def block_length():
+  """Iterations of a point of the curves."""
+  return 1 if FLAGS.level_name == PONG else 10
+
+
 def read_curve(folder):
   """Frames, seconds and mean return of the first 200 agent steps, of Catch all, for blocks of iterations of a run; [P, 3]."""
-  block = 1 if FLAGS.level_name == PONG else 10
+  block = block_length()
   metrics = plots.read_curve(os.path.join(folder, 'metrics.csv'))
   frames, seconds = metrics['frames'], 3600 * plots.hours(metrics)
   n = len(frames) // block * block or len(frames)
@@ -68,7 +73,7 @@ def read_curve(folder):
 
 def rows_of(job, rule, seed):
   """Rows of both CSV files from a finished run."""
-  summary, _ = comparison.results_of(job, ('score', 'games', 'frames'), plots.COLUMNS)
+  summary, _ = comparison.results_of(job, ('score', 'games', 'frames'), plots.COLUMNS, ('frames', 'frames_per_s', 'return_200'))
   curve = read_curve(job.folder)
   reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
   row = dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
@@ -86,10 +91,8 @@ def train_all(path, curve_path):
   job_of = lambda rule, seed: comparison.Job(f'{rule} seed {seed}', 'main', os.path.join(folder, f'{rule}_seed{seed}'),
                                              [*arguments, f'--seed={seed}', *RULES[rule]])
   jobs = {(rule, seed): job_of(rule, seed) for seed in range(FLAGS.n_seeds) for rule in FLAGS.rules}
-  others = comparison.kept(path, lambda path: read(path, COLUMNS), ('rule', 'seed'), jobs, job_of)
-  runs = {(row['rule'], row['seed']) for row in others}
-  other_curves = [row for row in (read(curve_path, CURVE) if os.path.exists(curve_path) else [])
-                  if (row['rule'], row['seed']) in runs]
+  others = comparison.kept(path, read, ('rule', 'seed'), jobs, job_of)
+  other_curves = read_curves(curve_path, others, {(rule, str(seed)) for rule, seed in jobs}) if others else []
 
   def collect(finished):
     both = [rows_of(job, *key) for key, job in jobs.items() if job in finished]
@@ -99,13 +102,30 @@ def train_all(path, curve_path):
   return comparison.train(list(jobs.values()), collect)
 
 
-def read(path, columns):
-  """Rows of a CSV file of these columns, the first of which is the rule."""
-  rows = files.read_csv(path, ['rule'], columns[2:], ['seed'], ['rule', 'seed'])
+def read(path):
+  """Rows of the table, a run each; UserError if it is damaged."""
+  rows = files.read_csv(path, ['rule'], COLUMNS[2:], ['seed', 'iterations'], ('rule', 'seed', 'score', 'iterations'))
+  runs = [(row['rule'], row['seed']) for row in rows]
+  for rule, seed in runs:
+    if rule not in RULES or runs.count((rule, seed)) > 1:
+      raise files.UserError(f'{path} is damaged: there is no rule {rule}' if rule not in RULES else
+                            f'{path} is damaged: it has seed {seed} of {rule} twice')
+  return [{name: row[name] for name in COLUMNS} for row in rows]
+
+
+def read_curves(path, table, but=()):
+  """Rows of the curves but those of some runs (rule, seed); UserError if they are not those of the rows of the table."""
+  rows = [row for row in files.read_csv(path, ['rule'], CURVE[2:], ['seed'], CURVE) if (row['rule'], row['seed']) not in but]
+  curves = {}
   for row in rows:
-    if row['rule'] not in RULES or not row.get('score', row.get('return_200')):
-      raise files.UserError(f'{path} is damaged: the row of {row["rule"]}, seed {row["seed"]}, has no result')
-  return [{name: row[name] for name in columns} for row in rows]
+    curves.setdefault((row['rule'], row['seed']), []).append(float(row['frames']))
+  expected = {(row['rule'], row['seed']): max(1, int(row['iterations']) // block_length()) for row in table}
+  for run in dict.fromkeys([*expected, *curves]):
+    frames = curves.get(run, [])
+    if len(frames) != expected.get(run, 0) or sorted(set(frames)) != frames:
+      raise files.UserError(f'{path} is damaged: the curve of {run[0]}, seed {run[1]}, is not that of its run in '
+                            f'comparison_{short_name()}.csv')
+  return rows
 
 
 def print_table(rows, curves):
@@ -135,8 +155,8 @@ def main():
   path = os.path.join(FLAGS.out, f'comparison_{short_name()}.csv')
   curve_path = os.path.join(FLAGS.out, f'curves_{short_name()}.csv')
   complete = FLAGS.replot or train_all(path, curve_path)
-  rows, curves = read(path, COLUMNS), {}
-  for row in read(curve_path, CURVE):
+  rows, curves = read(path), {}
+  for row in read_curves(curve_path, rows):
     frames, returns = curves.setdefault(row['rule'], {}).setdefault(row['seed'], ([], []))
     frames.append(float(row['frames']))
     returns.append(float(row['return_200']))

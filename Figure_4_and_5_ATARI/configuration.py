@@ -1,4 +1,6 @@
 """Flags and presets of figures 4 and 5, and the games and the agent that they describe."""
+import os
+
 import program
 from absl import flags
 import numpy as np
@@ -9,6 +11,7 @@ from agent import Agent
 import catch
 import distribution  # noqa: F401  (defines --n_workers)
 import environments
+import files
 from files import UserError
 import lsnn
 import schedules
@@ -32,7 +35,7 @@ flags.DEFINE_integer('parallel_episodes', 32, 'environments', 1, 10 ** 5)
 flags.DEFINE_alias('n_processes', 'n_workers')
 flags.DEFINE_integer('num_action_repeats', 4, 'emulator frames per agent step', 1, 1000)
 flags.DEFINE_float('total_environment_frames', 1e9, 'emulator frames to train for', lower_bound=1)
-schedules.define('max_episode_len', 200, 'agent steps after which a game is stopped', lower_bound=1)
+schedules.define('max_episode_len', 200, 'agent steps after which a game is stopped', lower_bound=1, whole=True)
 flags.DEFINE_integer('max_episode_len_jitter', 25, 'how far that varies from game to game', lower_bound=0)
 flags.DEFINE_bool('use_cubic_schedule', True, 'let games get longer')
 flags.DEFINE_float('increase_episode_len_every', 7e7, 'frames between two increases', lower_bound=1)
@@ -85,7 +88,7 @@ flags.DEFINE_float('dampening_factor', 0.3, 'height of the LSNN\'s pseudo-deriva
 flags.DEFINE_bool('use_eprop', True, 'e-prop; else BPTT')
 flags.DEFINE_enum('eprop_impl', 'adjoint', ['adjoint', 'hardcoded', 'autodiff'], 'how e-prop\'s gradient is computed')
 flags.DEFINE_bool('apply_after_end', True, 'change the weights when all episodes have ended; else after each window')
-schedules.define('unroll_length', 100, 'agent steps per window', lower_bound=1)
+schedules.define('unroll_length', 100, 'agent steps per window', lower_bound=1, whole=True)
 flags.DEFINE_bool('cell_train', True, 'train the whole network, not only the heads')
 schedules.define('learning_rate', 1e-3, 'learning rate of Adam')
 flags.DEFINE_float('learning_rate_heads', 1.0, 'times that for the heads', lower_bound=0)
@@ -122,6 +125,14 @@ flags.DEFINE_integer('eval_length', 200, 'agent steps of the recorded game', low
 flags.DEFINE_bool('do_plot', True, 'draw the figures')
 flags.DEFINE_bool('save_anim', False, 'write an animation of the recorded game')
 flags.DEFINE_enum('anim_format', 'gif', ['gif', 'mp4'], 'its format')
+
+# What weights mean depends on these flags, besides their shapes.
+OF_CNN = ('n_filters_1', 'n_kernel_1', 'stride_1', 'n_filters_2', 'n_kernel_2', 'stride_2', 'tau_scnn', 'thr_scnn',
+          'n_rnn_step_factor', 'subtract_background', 'maxpool')
+OF_AGENT = (*OF_CNN, 'level_name', 'num_action_repeats', 'n_rec', 'fraction_adaptive', 'tau', 'tau_readout', 'tau_adaptation',
+            'thr', 'beta', 'n_refractory', 'avg_ba_cnn', 'ba_cnn', 'avg_pool_1_k', 'avg_pool_1_stride', 'avg_pool_2_k',
+            'avg_pool_2_stride', 'ba_filters_1_1', 'ba_kernel_1_1', 'ba_stride_1_1', 'ba_filters_2', 'ba_kernel_2',
+            'ba_stride_2')
 
 LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)  # Adam as usual; rewards train all layers
 LAPTOP = dict(  # Atari games on two cores; README.md: why
@@ -177,13 +188,38 @@ def set_flags():
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: leave out --nouse_eprop')
   if several_updates() and (FLAGS.apply_after_end or FLAGS.eprop_impl == 'hardcoded'):
-    raise UserError('--update_epochs or --n_minibatches above 1 needs --noapply_after_end, and --eprop_impl=adjoint or autodiff')
+    raise UserError('several updates per window (--update_epochs, --n_minibatches) need --noapply_after_end, and '
+                    '--eprop_impl=adjoint or autodiff')
   if FLAGS.mode != 'eval' and FLAGS.checkpoint:
     raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
   if FLAGS.mode == 'eval' and not FLAGS.checkpoint:
     raise UserError('--mode=eval needs --checkpoint=FILE.npz, the final_weights.npz of a run')
   if not (FLAGS.avg_ba_cnn or FLAGS.ba_cnn):
     raise UserError('the heads need a view of the convolutional layers: give --avg_ba_cnn or --ba_cnn')
+
+
+def other_than_of(weights, names=OF_AGENT):
+  """Flags that the training from which weights come had other values of, as the config.json beside them has it.
+
+  Args:
+    weights: path of the .npz.
+    names: flags to look at.
+
+  Returns:
+    str, '--tau=15.0 (now 6.0), ...'; empty if there is no such flag or no such file.
+
+  Raises:
+    UserError: config.json is damaged.
+  """
+  path = os.path.join(os.path.dirname(os.path.abspath(weights)), 'config.json')
+  if not os.path.exists(path):
+    return ''
+  was = files.read_json(path, ['flags'])['flags']
+  if not isinstance(was, dict):
+    raise UserError(f'{path} is damaged: its flags are no names and values')
+  before = {name: was.get(name, files.as_json(FLAGS[name].default)) for name in names}  # an unknown flag had its default
+  now = files.as_json({name: FLAGS[name].value for name in names})
+  return ', '.join(f'--{name}={before[name]} (now {now[name]})' for name in names if before[name] != now[name])
 
 
 def several_updates():

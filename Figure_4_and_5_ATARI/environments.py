@@ -133,8 +133,9 @@ def background(level_name, settings=Settings(), n_steps=1000):
   Returns:
     float32 [84, 84].
   """
-  environment = make(level_name, 1, 0, settings._replace(
-      subtract_background=False, threaded=False, first_game=0, n_games=0, max_episode_len=n_steps + 1, max_episode_len_jitter=0))
+  of_one = settings._replace(subtract_background=False, threaded=False, first_game=0, n_games=0, max_episode_len=n_steps + 1,
+                             max_episode_len_jitter=0)
+  environment = make(level_name, 1, 0, of_one)
   actions = np.random.default_rng(0).integers(environment.n_actions, size=n_steps)
   environment.reset()
   return np.median([environment.step([action])[0][0] for action in actions], 0).astype(np.float32)

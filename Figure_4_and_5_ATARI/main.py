@@ -19,6 +19,8 @@ from agent import by_name
 import checkpoints
 import configuration
 import files
+from files import UserError
+import machine
 import playing
 import reports
 import training
@@ -29,7 +31,14 @@ flags.adopt_module_key_flags(configuration)
 
 
 def evaluate():
-  """Plays games with saved weights, or with actions at random."""
+  """Plays games with saved weights, or with actions at random.
+
+  Raises:
+    UserError: the weights are of a training with other flags, or the folder is that of a training or in use.
+  """
+  other = configuration.other_than_of(FLAGS.checkpoint) if FLAGS.mode == 'eval' else ''
+  if other:
+    raise UserError(f'{FLAGS.checkpoint} is of a training with {other}: give the same flags to evaluate it')
   environment = configuration.make_environment(min(FLAGS.parallel_episodes, FLAGS.eval_episodes))
   agent = configuration.make_agent(environment.n_actions)
   weights = tf.nest.map_structure(tf.Variable, agent.initial_weights(experiment.rng('weights')))
@@ -38,7 +47,10 @@ def evaluate():
   else:
     training.assign(weights.policy, map(tf.zeros_like, weights.policy))
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or ('chance' if FLAGS.mode == 'chance' else 'evaluation'))
+  if os.path.exists(os.path.join(folder, 'config.json')):
+    raise UserError(f'{folder} holds a training, whose files an evaluation would replace: give another --run_name')
   os.makedirs(folder, exist_ok=True)
+  machine.Lock(folder)
   lines, summary, signs = reports.evaluate(folder, playing.Player(agent, environment), weights)
   files.write_json(os.path.join(folder, 'evaluation.json'), dict(summary, signs_of_death=signs))
   print('\n'.join([*lines, *experiment.death_lines(signs), f'results:    {folder}']))

@@ -113,7 +113,7 @@ def evaluate(player, weights, n_episodes, seed, rng):
   Args:
     player: Player.
     weights: agent.Weights.
-    n_episodes: how many, rounded up to a multiple of the environments.
+    n_episodes: how many.
     seed: of the environments.
     rng: numpy Generator of the actions.
 
@@ -122,10 +122,10 @@ def evaluate(player, weights, n_episodes, seed, rng):
   """
   player.begin(weights, seed)
   n_batch = len(player.logits)
-  share = -(-n_episodes // n_batch)
+  shares = [len(range(b, n_episodes, n_batch)) for b in range(n_batch)]
   finished, running = [[] for _ in range(n_batch)], np.zeros((n_batch, len(Games._fields)))
   rate, logits = 0.0, []
-  while min(map(len, finished)) < share:
+  while any(len(games) < share for games, share in zip(finished, shares)):
     if not rate:
       rate = float(tf.reduce_mean(tf.cast(player.record.h > 0, tf.float32)))
     logits = [*logits[:99], player.logits.numpy()]
@@ -134,7 +134,8 @@ def evaluate(player, weights, n_episodes, seed, rng):
     for b in np.flatnonzero(done):
       finished[b].append(running[b].copy())
     running[done] = 0
-  return Games(*np.concatenate([games[:share] for games in finished]).T), experiment.signs_of_death(rate, logits)
+  games = [game for games, share in zip(finished, shares) for game in games[:share]]
+  return Games(*np.array(games).T), experiment.signs_of_death(rate, logits)
 
 
 def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):

@@ -29,19 +29,21 @@ class _Parser(flags.ArgumentParser):
   """Of a schedule between two bounds; a number becomes a number, so that config.json holds it as one."""
   syntactic_help = 'a number, or VALUE,FRAMES:VALUE,...'
 
-  def __init__(self, lower, upper):
-    self._lower, self._upper = lower, upper
+  def __init__(self, lower, upper, whole):
+    self._lower, self._upper, self._whole = lower, upper, whole
 
   def parse(self, argument):
     steps = steps_of(str(argument))
     if not all(self._lower <= value <= self._upper for _, value in steps):
       raise ValueError(f'values must be between {self._lower:g} and {self._upper:g}')
-    return steps[0][1] if len(steps) == 1 else argument
+    if self._whole and not all(value.is_integer() for _, value in steps):
+      raise ValueError('values must be whole numbers')
+    return argument if len(steps) > 1 else int(steps[0][1]) if self._whole else steps[0][1]
 
 
-def define(name, default, description, lower_bound=0.0, upper_bound=1e12, flag_values=flags.FLAGS):
-  """Defines a flag that holds a schedule; `at` reads it."""
-  flags.DEFINE(_Parser(lower_bound, upper_bound), name, default, f'{description}; may change: VALUE,FRAMES:VALUE,...',
+def define(name, default, description, lower_bound=0.0, upper_bound=1e12, whole=False, flag_values=flags.FLAGS):
+  """Defines a flag that holds a schedule; `at` reads it. whole: its values are whole numbers."""
+  flags.DEFINE(_Parser(lower_bound, upper_bound, whole), name, default, f'{description}; may change: VALUE,FRAMES:VALUE,...',
                flag_values)
 
 

@@ -2,10 +2,12 @@
 
 An iteration plays --parallel_episodes episodes to their ends, in windows of --unroll_length agent steps. It adds up the
 gradients of the windows and changes the weights once, and steps after an environment's first episode count for nothing; or,
-with --noapply_after_end, it changes them after each window, and all steps count. Then all games begin anew.
+with --noapply_after_end, it changes them after each window, once or several times (clipped_updates.py), and all steps count.
+Then all games begin anew.
 """
 import itertools
 import os
+import sys
 import time
 from typing import NamedTuple
 
@@ -135,6 +137,10 @@ def initial_weights(agent):
   if FLAGS.restore_cnn_from:
     of_layers = {name: w for name, w in by_name(weights).items() if name in ('conv1', 'bias1', 'conv2', 'bias2')}
     checkpoints.restore(of_layers, FLAGS.restore_cnn_from)
+  for path, names in ((FLAGS.restore_from, configuration.OF_AGENT), (FLAGS.restore_cnn_from, configuration.OF_CNN)):
+    other = configuration.other_than_of(path, names) if path and replicas.leads() else ''
+    if other:
+      print(f'warning: {path} is of a training with {other}', file=sys.stderr, flush=True)
   return weights, frames
 
 
@@ -157,7 +163,7 @@ class Worker:
   def __init__(self):
     self._games = own_games()
     n_games = self._games.stop - self._games.start
-    if self._games.start % FLAGS.n_minibatches or self._games.stop % FLAGS.n_minibatches:
+    if any(n % FLAGS.n_minibatches for n in (self._games.start, self._games.stop, FLAGS.parallel_episodes)):
       raise UserError(f'--n_minibatches={FLAGS.n_minibatches} must divide the number of environments of each worker, here '
                       f'{n_games} of --parallel_episodes={FLAGS.parallel_episodes}')
     environment = configuration.make_environment(n_games, self._games.start, FLAGS.parallel_episodes)

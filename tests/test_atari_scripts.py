@@ -21,6 +21,7 @@ sys.path.append(str(FOLDER))  # behind the Figure 3 folder, whose lsnn.py, eprop
 import clipped_updates  # noqa: E402
 import environments  # noqa: E402
 import forks  # noqa: E402
+import machine  # noqa: E402
 
 SMALL = ['--n_rec=20', '--n_filters_1=3', '--n_filters_2=2', '--n_rnn_step_factor=2', '--do_plot=False', '--dtype=float64']
 BROADCAST = ['--ba_cnn', '--noavg_ba_cnn', '--reg_factor_cnn=1']  # so that all of them learn from rewards
@@ -116,6 +117,31 @@ def test_smoke_and_evaluation(tmp_path):
   np.testing.assert_allclose(arrays(tmp_path / 'main' / 'chance' / 'game.npz')['policy'], 1 / 3, rtol=1e-6)
 
 
+def test_evaluation_is_of_the_agent_that_was_trained_and_keeps_what_is_there(tmp_path):
+  """As many games as asked for, though they are more or fewer than the environments, which are two."""
+  flags = ['--level_name=catch', *SMALL, f'--result_dir={tmp_path}']
+  call(*flags, '--run_name=a', '--eval_episodes=1')
+  run, weights = tmp_path / 'main' / 'a', tmp_path / 'main' / 'a' / 'final_weights.npz'
+  assert json.loads((run / 'summary.json').read_text())['games'] == 1
+  before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+  evaluation = ['--mode=eval', f'--checkpoint={weights}']
+  call(*flags, *evaluation, '--eval_episodes=3', '--run_name=b')
+  assert json.loads((tmp_path / 'main' / 'b' / 'evaluation.json').read_text())['games'] == 3
+  locked = tmp_path / 'main' / 'locked'
+  locked.mkdir()
+  lock = machine.Lock(locked)
+  refused = {('--run_name=a',): 'holds a training', ('--run_name=locked',): f'process {os.getpid()}',
+             ('--tau=3', '--num_action_repeats=8'): '--num_action_repeats=4 (now 8), --tau=15.0 (now 3.0)',
+             ('--level_name=catch_cue_delay',): '--level_name=catch (now', ('--n_rec=21',): '--n_rec=20'}
+  for (more, words), done in zip(refused.items(), call_all([[*flags, *evaluation, *more] for more in refused], expect=2)):
+    assert len(done.errors) == 1 and words in done.errors[0] and 'Traceback' not in done.stderr, f'{more}: {done.stderr}'
+  lock.release()
+  warned, plain = call_all([[*flags, f'--restore_from={weights}', *more] for more in (['--tau=3'], ['--learning_rate=1e-4'])])
+  assert [line for line in warned.stderr.splitlines() if '--tau=15.0 (now 3.0)' in line][0].startswith('warning: ')
+  assert 'of a training with' not in plain.stderr
+  assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+
+
 @pytest.mark.parametrize('impls, flags', [
     (('adjoint', 'hardcoded', 'autodiff'), []),
     # The online form keeps its traces from window to window. Autodiff simulates each window anew, with its weights.
@@ -155,7 +181,8 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path):
       '--nouse_eprop --eprop_impl=hardcoded': 'e-prop only', '--noavg_ba_cnn': '--ba_cnn',
       '--checkpoint=weights.npz': '--restore_from', '--update_epochs=2': '--noapply_after_end',
       '--noapply_after_end --n_minibatches=2 --eprop_impl=hardcoded': '--eprop_impl=adjoint',
-      '--noapply_after_end --n_minibatches=3': 'must divide'}
+      '--noapply_after_end --n_minibatches=3': 'must divide', '--unroll_length=2.7': 'whole numbers',
+      '--max_episode_len=9,10:1.5': 'whole numbers'}
   cases = [('--level_name=atari/chess', 'chess'), *((f'--level_name=catch {flags}', on_catch[flags]) for flags in on_catch)]
   calls = [(*flags.split(), f'--result_dir={tmp_path}') for flags, _ in cases]
   for (flags, words), done in zip(cases, call_all(calls, expect=2)):

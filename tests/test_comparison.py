@@ -281,6 +281,7 @@ FIGURE_3, FIGURE_2, FIGURE_4 = ((f'{folder}/compare_learning_rules.py', table, f
     ('Figure_2_TIMIT', 'comparison_espeak_full_fbank', '--dataset=x/espeak_full_fbank'),
     ('Figure_4_and_5_ATARI', 'comparison_catch', '--level_name=catch')))
 CURVES = FIGURE_2[0], 'curves_espeak_full_fbank', FIGURE_2[2]
+CURVES_4 = FIGURE_4[0], 'curves_catch', FIGURE_4[2]
 PUBLISHED = 'Figure_2_TIMIT/published_curve.py', 'published_curve', '--n_seeds=3'
 cut_off = lambda text: text[:len(text) // 2]
 empty = lambda text: ''
@@ -289,7 +290,8 @@ less = lambda n: lambda text: ''.join(text.splitlines(keepends=True)[:-n])
 without = lambda row: lambda text: ''.join(line for k, line in enumerate(text.splitlines(keepends=True)) if k != row)
 twice = lambda row: lambda text: ''.join((1 + (k == row)) * line for k, line in enumerate(text.splitlines(keepends=True)))
 cell = lambda old, new: lambda text: text.replace(old, new, 1)
-DAMAGES = [*((table, change) for table in (FIGURE_3, FIGURE_2, FIGURE_4, CURVES, PUBLISHED) for change in (empty, cut_off, semicolons)),
+TABLES = FIGURE_3, FIGURE_2, FIGURE_4, CURVES, CURVES_4, PUBLISHED
+DAMAGES = [*((table, change) for table in TABLES for change in (empty, cut_off, semicolons)),
            *((FIGURE_3, change) for change in (
                less(1), without(5), twice(5), cell('bptt,0,2,', 'bptt,0,2.5,'), cell('bptt,0,2,', 'bptt,0,-2,'), cell('bptt,0,2,', 'bptt,0,,'),
                cell('bptt,0,2,0.69193', 'bptt,0,2,'), cell('bptt,0,2,0.69193', 'bptt,0,2,inf'), cell(',True,', ',maybe,'),
@@ -300,6 +302,12 @@ DAMAGES = [*((table, change) for table in (FIGURE_3, FIGURE_2, FIGURE_4, CURVES,
            *((CURVES, change) for change in (
                less(1), less(3), without(2), without(1), twice(2), cell('espeak-ng', 'another program'), cell(',462,', ',462.5,'),
                cell(',462,0.29578073708612007', ',462,'), cell(',462,', ',461,'))),
+           *((FIGURE_4, change) for change in (
+               twice(2), without(2), cell('eprop,0,', 'magic,0,'), cell('eprop,0,', 'eprop,,'), cell(',1086,', ',1106,'),
+               cell('eprop,0,0.982421875,', 'eprop,0,,'), cell('eprop,0,0.982421875,', 'eprop,0,nan,'))),
+           *((CURVES_4, change) for change in (
+               less(1), without(2), twice(2), cell('eprop,0,11520,', 'eprop,7,11520,'), cell(',-0.5312', ',nan'),
+               cell(',-0.5312', ',inf'), cell(',-0.5312', ','), cell(',11520,', ',99999,'), cell(',6.5,', ',,'))),
            *((PUBLISHED, change) for change in (
                less(1), without(2), without(7), twice(6), cell('ours,0,60,', 'ours,,60,'), cell('ours,0,60,', 'theirs,0,60,'),
                cell('ours,0,60,', 'ours,0,60.5,'), cell('published,,60,0.695', 'published,,60,'), cell('ours,0,60,', 'ours,0,61,')))]
