@@ -142,12 +142,13 @@ FIGURES = (
      'corpus of synthetic speech: wrong frames on the validation set over updates.', None, None),
     ('', F2, 'curves_espeak_fbank.png', 'LSNN trained on phone sequences (CTC), small corpus: phone error on the '
      'validation set over updates, mean and standard deviation over seeds.', None, None),
-    ('', F2, 'comparison_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT. Wrong frames and '
-     'phone error of each learning rule, a mark per seed.',
-     lambda: speech('comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
-    ('', F2, 'comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split). Wrong '
-     'frames and phone error of each learning rule, a mark per seed.',
-     lambda: speech('comparison_nltk_sample_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'comparison_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT. Wrong frames or phone error of each '
+     'learning rule, a dot per seed.', None, None),
+    ('', F2, 'earlier/comparison_espeak_fbank.png', 'The same corpus, measured before the defaults followed the published program.',
+     lambda: speech('earlier/comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'earlier/comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split), measured '
+     'before the defaults followed the published program. Wrong frames and phone error of each learning rule, a dot per seed.',
+     lambda: speech('earlier/comparison_nltk_sample_fbank.csv'), 'other data (TIMIT): not comparable'),
     ('', F2, 'utterance_lstm_espeak.png', 'One test utterance, framewise LSTM. From above: features in standard '
      'deviations; output of the LSTM cells; probability of each phone; phones recognised; true phones, coloured as vowel, '
      'consonant or silence.', None, None),

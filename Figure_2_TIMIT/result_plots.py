@@ -15,14 +15,14 @@ from timit_plots import COLOURS, kind_of, save
 
 FRAME_MS = 10
 MEASURES = ('test_frame_error', 'test_frame_error_39_phones', 'test_per', 'test_per_mean_over_utterances')
-RULES = {  # label and colour of each learning rule
-    'bptt': ('BPTT', palette.BLACK),
-    'symmetric': ('e-prop, symmetric', palette.BLUE),
-    'adaptive': ('e-prop, adaptive', palette.GREEN),
-    'adaptive_slow': ('e-prop, adaptive, decay 0.001', '#8FD3C0'),
-    'random': ('e-prop, random', palette.ORANGE),
-    'uniform': ('e-prop, uniform', palette.SKY),
-    'readout': ('readout alone', palette.GREY),
+RULES = {  # label, colour and line of each learning rule; the controls are dashed, and hatched as bars
+    'bptt': ('BPTT', palette.BLACK, '-'),
+    'symmetric': ('e-prop, symmetric', palette.BLUE, '-'),
+    'adaptive': ('e-prop, adaptive', palette.GREEN, '-'),
+    'adaptive_slow': ('e-prop, adaptive, decay 0.001', '#1B7A5E', '-'),  # a darker green
+    'random': ('e-prop, random', palette.ORANGE, '-'),
+    'uniform': ('e-prop, uniform (control)', palette.LIGHT_GREY, '--'),
+    'readout': ('readout alone (control)', palette.GREY, '--'),
 }
 NETWORKS = {  # what compare_learning_rules.py calls them, and what the figures do
     'framewise_lsnn': 'LSNN', 'framewise_lsnn_published': 'LSNN,\npublished', 'framewise_lsnn_two_layers': 'LSNN,\ntwo layers',
@@ -213,6 +213,12 @@ def read_curves(path, table):
   return rows
 
 
+def _bar(rule):
+  """How a rule's bar is filled."""
+  _, colour, line = RULES[rule]
+  return dict(facecolor='white', edgecolor=colour, hatch='///') if line == '--' else dict(facecolor=colour, edgecolor=colour)
+
+
 def comparison(path, show=False):
   """Error per network and learning rule as in figure 2c: bars of the mean, a dot per seed.
 
@@ -237,12 +243,12 @@ def comparison(path, show=False):
         values = here.get((network, rule))
         if values:
           x = k + 0.8 * (j - (len(rules) - 1) / 2) / len(rules)
-          axis.bar(x, np.mean(values), 0.75 / len(rules), color=RULES[rule][1], alpha=0.6)
-          axis.plot([x] * len(values), values, 'o', color='black', ms=3)
+          axis.bar(x, np.mean(values), 0.75 / len(rules), **_bar(rule))
+          axis.plot([x] * len(values), values, 'o', color='black', mec='white', mew=0.5, ms=4)
     axis.set_xticks(range(len(networks)), [NETWORKS.get(network, network) for network in networks])
     axis.set(ylabel=f'test: {label}', ylim=(0, None), xlim=(-0.6, len(networks) - 0.4))
     axis.spines[['top', 'right']].set_visible(False)
-    patches = [matplotlib.patches.Patch(color=RULES[rule][1], alpha=0.6, label=RULES[rule][0]) for rule in rules]
+    patches = [matplotlib.patches.Patch(label=RULES[rule][0], **_bar(rule)) for rule in rules]
     axis.legend(handles=patches, frameon=False, fontsize=8, loc='upper left', ncols=3)
     axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
   corpus = next(iter(runs.values()))[0]['corpus']
@@ -269,7 +275,7 @@ def curves(path, table, show=False):
   networks = list(dict.fromkeys(row['network'] for row in rows))
   figure, axes = plt.subplots(1, len(networks), figsize=(1 + 4.8 * len(networks), 4), layout='constrained', squeeze=False)
   for axis, network in zip(axes[0], networks):
-    for rule, (label, colour) in RULES.items():
+    for rule, (label, colour, line) in RULES.items():
       runs = {}
       for row in rows:
         if (row['network'], row['rule']) == (network, rule):
@@ -277,7 +283,7 @@ def curves(path, table, show=False):
       if runs:
         length = min(map(len, runs.values()))
         updates, errors = np.moveaxis(np.array([run[:length] for run in runs.values()]), -1, 0)
-        axis.plot(updates[0], errors.mean(0), '.-', color=colour, label=f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})')
+        axis.plot(updates[0], errors.mean(0), line, marker='.', color=colour, label=f'{label} ({len(runs)} seed{"s" * (len(runs) > 1)})')
         axis.fill_between(updates[0], errors.min(0), errors.max(0), color=colour, alpha=0.2, lw=0)
     measure = 'phone error' if network.startswith('ctc') else 'wrong frames'
     axis.set(xlabel='update', ylabel=f'validation: {measure} (%)', ylim=(0, None), xlim=(0, None))
@@ -324,22 +330,31 @@ def published_curve(path, variants, show=False):
     The path written.
   """
   rows = read_published_curve(path, variants)
-  figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
-  styles = {'published': ('o--', 'black'), 'ours': ('.-', RULES['symmetric'][1])}
-  others = iter(['#C4500A', '#2FA684', '#EFAF32', '#9CC9EC'])
-  for program in dict.fromkeys(row['program'] for row in rows):
-    style, colour = styles.get(program) or ('.:', next(others))
-    seeds = list(dict.fromkeys(row['seed'] for row in rows if row['program'] == program))
-    for k, seed in enumerate(seeds):
-      points = [(int(row['update']), 100 * float(row['validation_error'])) for row in rows
-                if row['program'] == program and row['seed'] == seed]
-      name = 'published program' if program == 'published' else program
-      label = f'{name}, {len(seeds)} run{"s" * (len(seeds) > 1)}'
-      axis.plot(*zip(*points), style, color=colour, label=None if k else label)
-  axis.set(xlabel='update of 8 utterances', ylabel='validation: wrong frames (%)', ylim=(0, None), xlim=(0, None))
-  axis.set_title('Framewise LSNN, symmetric e-prop, published defaults\nsynthetic speech by espeak-ng, not TIMIT', fontsize=9)
-  axis.spines[['top', 'right']].set_visible(False)
-  axis.legend(frameon=False)
+  figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
+  of = {}
+  for row in rows:
+    of.setdefault((row['program'], row['seed']), []).append((int(row['update']), 100 * float(row['validation_error'])))
+  for program, style, colour, name in (('published', 'o--', palette.BLACK, 'published program'),
+                                       ('ours', '.-', palette.BLUE, 'ours')):
+    curves_of = [points for (of_program, _), points in of.items() if of_program == program]
+    for k, points in enumerate(curves_of):
+      label = f'{name}, {len(curves_of)} run{"s" * (len(curves_of) > 1)}'
+      axes[0].plot(*zip(*points), style, color=colour, label=None if k else label)
+  axes[0].set(xlabel='update of 8 utterances', ylabel='validation: wrong frames (%)', ylim=(0, None), xlim=(0, None))
+  axes[0].legend(frameon=False)
+  names = [name for name in ('published', *variants) if any(name == program for program, _ in of)]
+  colours = {'published': palette.BLACK, 'ours': palette.BLUE}
+  for k, name in enumerate(names):
+    ends = [points[-1][1] for (program, _), points in of.items() if program == name]
+    axes[1].plot(ends, [k] * len(ends), 'o', color=colours.get(name, palette.ORANGE))
+  axes[1].set_yticks(range(len(names)), ['published program' if name == 'published' else name for name in names])
+  axes[1].set(xlabel=f'wrong frames after {rows[-1]["update"]} updates (%), a dot per run', ylim=(len(names) - 0.5, -0.5))
+  axes[1].grid(axis='x', color='0.9')
+  axes[1].set_axisbelow(True)
+  figure.suptitle('Framewise LSNN, symmetric e-prop, published defaults; right: one setting changed. '
+                  'Synthetic speech by espeak-ng, not TIMIT', fontsize=9)
+  for axis in axes:
+    axis.spines[['top', 'right']].set_visible(False)
   target = os.path.splitext(path)[0] + '.png'
   save(figure, target, show)
   return target

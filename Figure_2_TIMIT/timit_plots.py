@@ -7,7 +7,7 @@ from drawing import matplotlib, plt
 RATE, HOP = 16000, 160
 VOWELS = 'iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h'.split()
 SILENCES = 'h# pau epi bcl dcl gcl pcl tcl kcl q sil'.split()
-COLOURS = {'vowel': '#f4b183', 'consonant': '#9dc3e6', 'silence': '0.9'}
+COLOURS = {'vowel': '#F2C14E', 'consonant': '#5B9BD5', 'silence': '#F0F0F0'}
 
 
 def kind_of(phone):

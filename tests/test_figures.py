@@ -45,6 +45,15 @@ def test_figure_3s_page_names_its_files():
   assert [file.name for file in [*FOLDER.glob('*.py'), *FOLDER.glob('*.ipynb')] if file.name not in page] == []
 
 
+def test_figure_2s_page_has_the_numbers_of_its_tables(tmp_path):
+  folder, page = ROOT / 'Figure_2_TIMIT', tmp_path / 'README.md'
+  text = (folder / 'README.md').read_text(encoding='utf-8')
+  page.write_text(re.sub(r'[0-9] %', '? %', text.split('## Run it')[0]), encoding='utf-8')
+  subprocess.run([sys.executable, folder / 'readme_tables.py', f'--readme={page}'], check=True, timeout=120)
+  blocks = lambda text: re.findall(r'<!-- \w+ -->\n.*?<!-- end -->', text, flags=re.S)
+  assert blocks(page.read_text(encoding='utf-8')) == blocks(text) and len(blocks(text)) >= 7
+
+
 def test_worked_numbers_of_the_page_are_right():
   result = doctest.testfile(str(FOLDER / 'E-PROP_IN_THIS_CODE.md'), module_relative=False)
   assert result.attempted > 20 and result.failed == 0
@@ -135,7 +144,7 @@ def test_page_shows_every_committed_figure_with_its_numbers(page):
   Parser().feed(text)
   assert all((page.parent / target).exists() for target in targets), targets
   shown = {(ROOT / target).resolve() for target in targets if target.endswith('.png')}
-  assert shown == {picture.resolve() for picture in ROOT.glob('Figure_*/figures/*.png')} and len(shown) > 15
+  assert shown == {picture.resolve() for picture in ROOT.glob('Figure_*/figures/**/*.png')} and len(shown) > 15
   assert 'not readable' not in text
   assert '200 to 500 iterations' in text and '5 seeds' in text
 

@@ -1,0 +1,192 @@
+"""Fills the tables of README.md, and the sentences that follow from them, from the CSVs in figures/.
+
+  python readme_tables.py            after compare_learning_rules.py or published_curve.py; they write the CSVs
+
+What stands in README.md between <!-- name --> and <!-- end --> is written anew; what has not been measured is called missing. No
+TensorFlow.
+"""
+import os
+import re
+import statistics
+
+import program
+import published_curve
+from absl import flags
+
+import files
+import result_plots
+
+FLAGS = flags.FLAGS
+HERE = os.path.dirname(os.path.abspath(__file__))
+program.DEFINE_path('readme', os.path.join(HERE, 'README.md'), 'page to fill')
+program.DEFINE_path('figures', os.path.join(HERE, 'figures'), 'folder of the CSVs')
+
+NAMES = {
+    'bptt': 'BPTT', 'symmetric': 'e-prop, symmetric', 'adaptive': 'e-prop, adaptive',
+    'adaptive_slow': 'e-prop, adaptive, readout decay 0.001', 'random': 'e-prop, random',
+    'uniform': 'e-prop, uniform feedback (null control)', 'readout': 'readout alone, network untrained'}
+LEAST_GAIN = 4  # percentage points that a rule is to be below the readout alone
+
+
+def read(corpus):
+  """Runs by network and rule of a corpus: {(network, rule): list of rows}; none if there is no table of it."""
+  path = os.path.join(FLAGS.figures, f'comparison_{corpus}.csv')
+  return result_plots.read_comparison(path) if os.path.exists(path) else {}
+
+
+def by_seed(runs, measure, scale=100):
+  """A measure of each run, in % unless `scale` is another: {seed: number}."""
+  return {row['seed']: scale * float(row[measure]) for row in runs if row[measure]}
+
+
+def spread(values, unit=' %', digits=1):
+  """'20.3 % (sd 0.1)' of a list of numbers; 'missing' without any."""
+  if not values:
+    return 'missing'
+  sd = f' (sd {statistics.stdev(values):.{digits}f})' if len(values) > 1 else ''
+  return f'{statistics.mean(values):.{digits}f}{unit}{sd}'
+
+
+def minus(a, b):
+  """Differences of two {seed: number} seed by seed: a list."""
+  return [a[seed] - b[seed] for seed in a if seed in b]
+
+
+def table(head, rows):
+  """A Markdown table of a list of names and rows of texts."""
+  lines = [head, ['---'] * len(head), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines).replace('|  |', '| |')
+
+
+def rule_table(runs, network, rules):
+  """Learning rules of a network: errors, differences from BPTT and from the readout alone, firing rate."""
+  of = {rule: by_seed(runs.get((network, rule), []), 'test_frame_error') for rule in rules}
+  rows = []
+  for rule in rules:
+    these = runs.get((network, rule), [])
+    behind, below = minus(of[rule], of['bptt']), minus(of['readout'], of[rule])
+    rows.append([
+        NAMES[rule], str(len(these)), spread(list(of[rule].values())),
+        spread(list(by_seed(these, 'test_frame_error_39_phones').values())),
+        spread(behind, '') if behind and rule != 'bptt' else '', spread(below, '') if below and rule != 'readout' else '',
+        spread(list(by_seed(these, 'rate_hz', 1).values()), ' Hz', 0).split(' (')[0]])
+  return table(['', 'seeds', 'wrong frames, 61 classes', '39 classes', 'behind BPTT', 'below the readout alone', 'firing rate'], rows)
+
+
+def verdict(name, rule, of):
+  """A sentence on a rule: its distance to BPTT, whether its seeds and BPTT's overlap, and its distance to the readout alone.
+
+  Args:
+    name: of the rule.
+    rule: its key in `of`.
+    of: {rule: {seed: error in %}}.
+  """
+  behind, below = minus(of[rule], of['bptt']), minus(of['readout'], of[rule])
+  if not behind or not below:
+    return f'- {name}: missing.'
+  overlap = min(of[rule].values()) <= max(of['bptt'].values())
+  gain = statistics.mean(below)
+  return (f'- {name} is {spread(behind, "")} percentage points behind BPTT, {"within" if overlap else "outside"} the spread of seeds, and '
+          f'{spread(below, "")} below the readout alone{"" if gain >= LEAST_GAIN else f", less than {LEAST_GAIN}"} '
+          f'({len(behind)} seed{"s" * (len(behind) > 1)}).')
+
+
+def full_size_findings(runs):
+  """What the table at TIMIT's size shows, rule by rule."""
+  of = {rule: by_seed(runs.get(('framewise_lsnn', rule), []), 'test_frame_error') for rule in NAMES}
+  lines = [verdict(name, rule, of) for name, rule in (
+      ('Symmetric feedback', 'symmetric'), ('Adaptive feedback with a readout decay of 0.001', 'adaptive_slow'),
+      ('Adaptive feedback with the published decay', 'adaptive'), ('Random feedback', 'random'))]
+  mean = {rule: statistics.mean(values.values()) for rule, values in of.items() if values}
+  if {'bptt', 'symmetric', 'adaptive_slow', 'random', 'readout'} <= set(mean):
+    inside = max(mean['bptt'], mean['symmetric'], mean['adaptive_slow']) < mean['random'] < mean['readout']
+    lines.append(f'- So random feedback lies {"" if inside else "not "}between the other two, with a readout decay of 0.001, and the readout alone.')
+  return '\n'.join(lines)
+
+
+def published_table(rows):
+  """Our curve beside the published program's."""
+  at = lambda name, update: [100 * float(r['validation_error']) for r in rows if (r['program'], r['update']) == (name, str(update))]
+  n = len(at('ours', 240))
+  return table(['updates', 'published program, one run', f'ours, {n} seed{"s" * (n > 1)}'], [
+      [str(update), f'{at("published", update)[0]:.1f} %', spread(at('ours', update))] for update in published_curve.PUBLISHED])
+
+
+def variants_table(rows, last=240):
+  """What one changed setting does after the last update, and its difference from the published setting, seed by seed."""
+  of = {name: {r['seed']: 100 * float(r['validation_error']) for r in rows if (r['program'], r['update']) == (name, str(last))}
+        for name in published_curve.VARIANTS}
+  body = []
+  for name, arguments in published_curve.VARIANTS.items():
+    what = f'`{" ".join(arguments)}`: {name}' if arguments else 'nothing'
+    body.append([what, str(len(of[name])), spread(list(of[name].values())),
+                 spread(minus(of[name], of['ours']), '') if arguments and of[name] else ''])
+  return table(['changed', 'seeds', 'wrong validation frames', 'more than with the published setting, same seeds'], body)
+
+
+def ctc_table(rows):
+  """CTC with the LSNN: seeds that learn, and the last epoch, by flags. A network learns if it ends below a loss of 150."""
+  of = {}
+  for row in rows:
+    of.setdefault(row['flags'], {})[row['seed']] = row  # the last epoch of each seed stays
+  between = lambda values, unit, digits: ' to '.join(
+      dict.fromkeys(f'{value:.{digits}f}' for value in (min(values), max(values)))) + unit
+  body = []
+  for name, last in of.items():
+    column = lambda key, scale=1, last=last: [scale * float(row[key]) for row in last.values()]
+    learned = sum(loss < 150 for loss in column('mean_train_loss'))
+    body.append([f'`{name}`', f'{learned} of {len(last)}', between(column('mean_train_loss'), '', 0),
+                 between(column('validation_error', 100), ' %', 0), between(column('rate_hz'), ' Hz', 0)])
+  return table(['beside these flags', 'seeds that learn', 'training loss', 'validation phone error', 'firing rate'], body)
+
+
+def two_layer_table(runs):
+  """Networks of two layers: BPTT and symmetric e-prop."""
+  names = {'framewise_lsnn_two_layers': ('LSNN, framewise', 'test_frame_error', 'wrong frames, 61 classes'),
+           'framewise_lstm_two_layers': ('LSTM, framewise', 'test_frame_error', 'wrong frames, 61 classes'),
+           'ctc_lsnn_two_layers': ('LSNN, CTC', 'test_per', 'phone error, 39 classes'),
+           'ctc_lstm_two_layers': ('LSTM, CTC', 'test_per', 'phone error, 39 classes')}
+  body = []
+  for network, (name, measure, what) in names.items():
+    of = {rule: runs.get((network, rule), []) for rule in ('bptt', 'symmetric')}
+    updates = {row['iterations'] for rows in of.values() for row in rows}
+    body.append([name, what, ' or '.join(sorted(updates)), *(spread(list(by_seed(of[rule], measure).values())) for rule in of)])
+  return table(['', 'measure', 'updates', 'BPTT', 'e-prop, symmetric'], body)
+
+
+def blocks():
+  """The text of each block, {name: str}."""
+  full, sample, small = (read(corpus) for corpus in ('espeak_full_fbank', 'nltk_sample_fbank', 'espeak_fbank'))
+  curve = result_plots.read_published_curve(os.path.join(FLAGS.figures, 'published_curve.csv'), published_curve.VARIANTS)
+  ctc = files.read_csv(os.path.join(FLAGS.figures, 'ctc_lsnn.csv'), ['flags'], ['mean_train_loss', 'validation_error', 'rate_hz'],
+                       ['seed', 'epoch'])
+  return dict(full_size=rule_table(full, 'framewise_lsnn', NAMES), full_size_findings=full_size_findings(full),
+              published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(ctc),
+              two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES))
+
+
+def filled(text):
+  """The page `text` with every block written anew.
+
+  Raises:
+    UserError: the page lacks a block.
+  """
+  for name, block in blocks().items():
+    pattern = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end -->)', re.S)
+    if not pattern.search(text):
+      raise files.UserError(f'{FLAGS.readme} has no <!-- {name} --> ... <!-- end -->')
+    text = pattern.sub(lambda found, block=block: f'{found[1]}{block}\n{found[2]}', text)
+  return text
+
+
+def main():
+  with open(FLAGS.readme, encoding='utf-8') as file:
+    text = file.read()
+  new = filled(text)
+  if new != text:
+    files.write_text(FLAGS.readme, new)
+  print(f'{FLAGS.readme} {"has new numbers" if new != text else "is up to date"}')
+
+
+if __name__ == '__main__':
+  program.run_app(main)
