@@ -1,5 +1,6 @@
 """Puts the tutorials' folder on sys.path (its hyphen rules out a package) and keeps TensorFlow and matplotlib quiet."""
 import os
+os.environ['OPENBLAS_NUM_THREADS'] = '1'  # before NumPy, as in the scripts: small products would keep every core busy
 import pathlib
 import sys
 
