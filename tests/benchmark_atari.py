@@ -223,10 +223,11 @@ def draw_atari_scaling(rows, path):
   import matplotlib
   matplotlib.use('Agg')
   import matplotlib.pyplot as plt
+  import palette
   figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained', sharey=True)
-  for n_steps in dict.fromkeys(row['n_steps'] for row in rows):
+  for n_steps, colour in zip(dict.fromkeys(row['n_steps'] for row in rows), palette.SERIES[1:]):
     chosen = [row for row in rows if row['n_steps'] == n_steps and row['threads'] == 0]
-    axes[0].plot([row['n_envs'] for row in chosen], [row['frames_per_s'] for row in chosen], 'o-',
+    axes[0].plot([row['n_envs'] for row in chosen], [row['frames_per_s'] for row in chosen], 'o-', color=colour,
                  label=f'windows of {n_steps} agent steps')
   ticks = sorted({row['n_envs'] for row in rows})
   axes[0].set_xscale('log', base=2)
@@ -235,7 +236,8 @@ def draw_atari_scaling(rows, path):
   axes[0].legend(frameon=False, fontsize=8)
   threaded = next(row for row in rows if row['threads'] > 0)
   chosen = [row for row in rows if all(row[name] == threaded[name] for name in ('n_envs', 'n_steps'))]
-  axes[1].bar([str(row['threads'] or "0 (own emulators)") for row in chosen], [row['frames_per_s'] for row in chosen], 0.5)
+  axes[1].bar([str(row['threads'] or "0 (own emulators)") for row in chosen], [row['frames_per_s'] for row in chosen], 0.5,
+              color=palette.BLUE)
   axes[1].set(title=f'by threads, {threaded["n_envs"]} environments, windows of {threaded["n_steps"]}',
               xlabel='threads of the emulators', ylim=(0, None))
   for axis in axes:

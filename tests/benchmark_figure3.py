@@ -103,5 +103,5 @@ def draw_scaling(rows, path):
     axis.set_xticks([1, 2, 4], ['1', '2', '4'])
     axis.set_xlabel('times the base size (T 2250, N 100, B 32)')
     axis.spines[['top', 'right']].set_visible(False)
-  axes[0].legend(frameon=False, fontsize=7)
+  axes[0].legend(frameon=False, fontsize=7, handlelength=4)
   figure.savefig(path, dpi=130)
