@@ -77,6 +77,7 @@ class Result(NamedTuple):
   error: tf.Tensor      # [] framewise: wrong frames, averaged like the loss; ctc: 0
   rates: list           # [2 N] per layer, mean output over all real steps (LSNN: spikes per step)
   logits: tf.Tensor     # [F, B, K]
+  gradient_norm: Optional[tf.Tensor] = None  # [] of all gradients together, before it is limited
 
 
 def real_frames(batch, dtype):
@@ -203,12 +204,13 @@ class Classifier:
     gradients, loss, error_rate = replicas.all_sum((gradients, loss, error_rate))
     if s.l2:
       gradients = [g + 2 * s.l2 * w for g, w in zip(gradients, self.learning(weights))]
+    norm = tf.linalg.global_norm(gradients)
     if s.grad_clip:
-      gradients, _ = tf.clip_by_global_norm(gradients, s.grad_clip)
+      gradients, _ = tf.clip_by_global_norm(gradients, s.grad_clip, norm)
     if gradient_noise and seed is not None:
       gradients = [g + gradient_noise * tf.random.stateless_normal(g.shape, seed + [1, k], dtype=self.dtype)
                    for k, g in enumerate(gradients)]
-    return Result(loss, error_rate, mean_rates(averages, real_frames(batch, self.dtype)), logits), gradients
+    return Result(loss, error_rate, mean_rates(averages, real_frames(batch, self.dtype)), logits, norm), gradients
 
   def update(self, optimizer, batch, seed=None, gradient_noise=0.0, weight_noise=0.0):
     """One update of `variables`.

@@ -50,6 +50,7 @@ class Evaluator:
     if self.ctc:
       predicted = scores.decode_all(logits, beam_width)
       numbers = scores.phone_errors(predicted, phones.runs, self.n_phones == 61)
+      numbers['blank_share'] = float(np.mean(np.concatenate([y.argmax(1) for y in logits]) == self.n_phones))
       error = numbers['per_mean_over_utterances']
     else:
       predicted = [y[:, :self.n_phones].argmax(1) for y in logits]  # without the class of --blank_class

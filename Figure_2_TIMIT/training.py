@@ -74,7 +74,8 @@ flags.DEFINE_string('rewiring_temperature', None, 'no effect')
 flags.DEFINE_string('run_id', None, 'no effect')
 flags.DEFINE_string('verbose', None, 'no effect')
 
-COLUMNS = ('epoch', 'train_loss', 'train_error', 'rate_hz', 'learning_rate', 'validation_loss', 'validation_error')
+COLUMNS = ('epoch', 'train_loss', 'train_error', 'gradient_norm', 'rate_hz', 'learning_rate', 'validation_loss', 'validation_error',
+           'validation_blank_share')
 FREE_FLAGS = ('n_epochs', 'print_every', 'plot', 'comment', 'dataset')  # a resumed run may have other values
 
 
@@ -260,7 +261,8 @@ def train(script, network, settings, corpus, optimizer='adam', ramp=0, decay_in_
       best.offer(validation['error'], epoch)
     run.log(iteration, epoch=epoch, train_loss=float(result.loss), train_error=None if evaluate.ctc else float(result.error),
             rate_hz=1000 * rate if network.spiking else None, learning_rate=schedule.learning_rate(iteration),
-            validation_loss=validation.get('loss'), validation_error=validation.get('error'))
+            gradient_norm=float(result.gradient_norm),
+            **{f'validation_{name}': validation.get(name) for name in ('loss', 'error', 'blank_share')})
   stream.close()
   if replicas.leads():
     finish(run, evaluate, best, corpus)
