@@ -5,7 +5,9 @@ script from its first line, as `python script.py` would. What is different: modu
 """
 import ast
 import contextlib
+import copy
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -39,7 +41,13 @@ class Script:
     self.path, self._folder = pathlib.Path(path), tempfile.TemporaryDirectory()
     self._process = subprocess.Popen([sys.executable, __file__, str(path), str(modules or self.path.parent)], text=True,
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    self._n = 0
+    self._numbers = itertools.count()
+
+  def also(self, path):
+    """Another script, called in the same process, whose modules are there already as far as the two import the same."""
+    other = copy.copy(self)
+    other.path = pathlib.Path(path)
+    return other
 
   def close(self):
     self._process.stdin.close()
@@ -48,8 +56,8 @@ class Script:
 
   def start(self, *arguments, before='', env=None, cwd=None):
     """Begins a call; before: Python code to run first. Returns what `end` takes; its first item is the process."""
-    self._n += 1
-    outputs = [os.path.join(self._folder.name, f'{self._n}.{name}') for name in ('stdout', 'stderr')]
+    number = next(self._numbers)
+    outputs = [os.path.join(self._folder.name, f'{number}.{name}') for name in ('stdout', 'stderr')]
     pid = self._ask(argv=[str(self.path), *map(str, arguments)], before=before, env=env or {}, cwd=str(cwd or os.getcwd()),
                     outputs=outputs)
     return pid, *outputs
@@ -83,6 +91,7 @@ def _run(argv, before, env, cwd, outputs):
   os.environ.update(env)
   os.chdir(cwd)
   sys.argv[:] = argv
+  sys.path.insert(0, os.path.dirname(argv[0]))
   exec(before, {})
   runpy.run_path(argv[0], run_name='__main__')
 

@@ -45,7 +45,6 @@ def check(main):
   print(json.dumps([n, wrong]))
 
 experiment.run_app = program.run_app = check
-sys.path.insert(0, %r)
 '''
 
 
@@ -59,8 +58,7 @@ def imported():
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: f'{path.parent.name[:8]}_{path.stem}')
 def test_every_flag_refuses_what_it_cannot_be(imported, path):
-  imported.path = path
-  ended = imported(before=EVERY_FLAG % str(path.parent))
+  ended = imported.also(path)(before=EVERY_FLAG)
   assert ended.code == 0, ended.stderr[-2000:]
   n, wrong = json.loads(ended.stdout.splitlines()[-1])
   assert n > 20 and not wrong, wrong
@@ -89,8 +87,6 @@ def test_values_at_the_edge(edge_script, tmp_path, seed):
       assert all(np.isfinite(array).all() for array in arrays.values()), arguments
 
 
-@pytest.fixture(scope='module')
-def edge_script():
-  script = forks.Script(conftest.FIGURE_3 / 'tutorial_pattern_generation.py')
-  yield script
-  script.close()
+@pytest.fixture
+def edge_script(imported):
+  return imported.also(conftest.FIGURE_3 / 'tutorial_pattern_generation.py')

@@ -2,6 +2,7 @@
 import csv
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -25,10 +26,27 @@ def command(script, *arguments):
   return [sys.executable, str(path if path.exists() else ROOT / f'{script}.py'), *map(str, arguments)]
 
 
-def call(script, *arguments, expect=0):
+PROCESS = []  # the one that has imported TensorFlow
+
+
+@pytest.fixture(scope='module', autouse=True)
+def closed_at_the_end():
+  yield
+  while PROCESS:
+    PROCESS.pop().close()
+
+
+def script_of(name):
+  """A script, ready to be called."""
+  if not PROCESS:
+    PROCESS.append(forks.Script(FOLDER / f'{PATTERN}.py'))
+  return PROCESS[0].also(command(name)[1])
+
+
+def call(name, *arguments, expect=0):
   """Runs a script to its end; returns it with its output as text."""
-  done = subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=600, check=False)
-  assert done.returncode == expect, done.stdout + done.stderr
+  done = script_of(name)(*arguments)
+  assert done.code == expect, done.stdout + done.stderr
   return done
 
 
@@ -171,13 +189,14 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, script, flags, checkpo
   call(script, *flags, '--run_name=whole')
   whole, broken = tmp_path / script / 'whole', tmp_path / script / 'broken'
   rng = np.random.default_rng()
-  process = subprocess.Popen(command(script, *flags, '--run_name=broken'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  wanted = rng.integers(2, len(metrics(whole)) // 2)
-  while process.poll() is None and not (broken / 'metrics.csv').exists() or len(metrics(broken)) < wanted:
+  going = script_of(script).start(*flags, '--run_name=broken')
+  wanted, until = rng.integers(2, len(metrics(whole)) // 2), time.monotonic() + 240
+  while not (broken / 'metrics.csv').exists() or len(metrics(broken)) < wanted:
+    assert time.monotonic() < until
     time.sleep(0.02)
   time.sleep(rng.uniform(0, 0.3))
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  os.kill(going[0], signal.SIGKILL)
+  script_of(script).end(going)
   assert not (broken / 'summary.json').exists() or script == PATTERN
   call(script, *flags, '--run_name=broken', '--resume')
   assert (broken / 'metrics.csv').read_text() == (whole / 'metrics.csv').read_text()
@@ -264,16 +283,11 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, finished_run
   cases = bad_cases(tmp_path, finished_run)
   files = lambda: {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in finished_run.rglob('*') if path.is_file()}
   before = files()
-  for script in dict.fromkeys(script for script, _, _ in cases.values()):
-    called = forks.Script(FOLDER / f'{script}.py')
-    try:
-      for name, (_, flags, words) in ((name, case) for name, case in cases.items() if case[0] == script):
-        done = called(*flags)
-        assert (done.code, len(done.errors)) == (2, 1), f'{name}: exit code {done.code}\n{done.stdout}{done.stderr}'
-        assert words in done.errors[0], f'{name}: {done.errors[0]}'
-        assert 'Traceback' not in done.stderr, f'{name}: {done.stderr}'
-    finally:
-      called.close()
+  for name, (script, flags, words) in cases.items():
+    done = script_of(script)(*flags)
+    assert (done.code, len(done.errors)) == (2, 1), f'{name}: exit code {done.code}\n{done.stdout}{done.stderr}'
+    assert words in done.errors[0], f'{name}: {done.errors[0]}'
+    assert 'Traceback' not in done.stderr, f'{name}: {done.stderr}'
   assert files() == before
   assert not list(tmp_path.rglob('*.part*'))
 
@@ -282,7 +296,7 @@ def test_checkpoint_that_cannot_be_written(tmp_path, finished_run):
   """Files may not grow beyond 16 kB, which a checkpoint does: as on a full disk, the last good one stays."""
   run = copy_of_run(finished_run, tmp_path)
   before = {path.name: path.read_bytes() for path in (run / 'checkpoints').iterdir()}
-  done = subprocess.run(['bash', '-c', 'ulimit -f 16; exec "$@"', 'bash', *command(
+  done = subprocess.run(['bash', '-c', 'ulimit -f 16; exec "$@"', 'bash', *command(  # a process of its own, as a user has it
       PATTERN, *SHORT, '--n_iter=3', '--resume', '--run_name=a', f'--result_dir={tmp_path}')], capture_output=True, text=True,
       timeout=300, check=False)
   assert done.returncode == 2 and 'the checkpoint of iteration 3 in' in done.stderr, done.stdout + done.stderr
