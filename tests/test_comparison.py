@@ -2,6 +2,8 @@
 
 The runs are of a script without TensorFlow, in a folder with copies of the shared files.
 """
+import csv
+import io
 import json
 import os
 import shutil
@@ -289,28 +291,42 @@ semicolons = lambda text: text.replace(',', ';')
 less = lambda n: lambda text: ''.join(text.splitlines(keepends=True)[:-n])
 without = lambda row: lambda text: ''.join(line for k, line in enumerate(text.splitlines(keepends=True)) if k != row)
 twice = lambda row: lambda text: ''.join((1 + (k == row)) * line for k, line in enumerate(text.splitlines(keepends=True)))
-cell = lambda old, new: lambda text: text.replace(old, new, 1)
+
+
+def cell(row, column, value):
+  """Changes a cell of a row, counted from 1, or from the last one backwards."""
+
+  def change(text):
+    rows = list(csv.reader(io.StringIO(text)))
+    rows[row][rows[0].index(column)] = value
+    changed = io.StringIO()
+    csv.writer(changed, lineterminator='\n').writerows(rows)
+    return changed.getvalue()
+
+  return change
+
+
 TABLES = FIGURE_3, FIGURE_2, FIGURE_4, CURVES, CURVES_4, PUBLISHED
 DAMAGES = [*((table, change) for table in TABLES for change in (empty, cut_off, semicolons)),
            *((FIGURE_3, change) for change in (
-               less(1), without(5), twice(5), cell('bptt,0,2,', 'bptt,0,2.5,'), cell('bptt,0,2,', 'bptt,0,-2,'), cell('bptt,0,2,', 'bptt,0,,'),
-               cell('bptt,0,2,0.69193', 'bptt,0,2,'), cell('bptt,0,2,0.69193', 'bptt,0,2,inf'), cell(',True,', ',maybe,'),
-               cell('bptt,0,2,', 'magic,0,2,'), cell('bptt,0,2,', 'bptt,0.5,2,'))),
+               less(1), without(5), twice(5), cell(2, 'iteration', '2.5'), cell(2, 'iteration', '-2'), cell(2, 'iteration', ''),
+               cell(2, 'iteration', '3'), cell(2, 'train_loss', ''), cell(2, 'train_loss', 'inf'), cell(2, 'rate_hz', '1_0'),
+               cell(-1, 'criterion_reached', 'maybe'), cell(-1, 'test_error', ''), cell(2, 'rule', 'magic'), cell(2, 'seed', '0.5'))),
            *((FIGURE_2, change) for change in (
-               cell('espeak-ng', 'another program'), cell('0.20195085665804177,', ','), cell('bptt,0,', 'bptt,1.5,'), twice(2), without(2),
-               cell('bptt,0,', 'magic,0,'), cell('bptt,0,', 'bptt,,'))),
+               twice(2), without(2), cell(2, 'corpus', 'another'), cell(1, 'test_error', ''), cell(1, 'test_error', 'nan'),
+               cell(1, 'seed', '1.5'), cell(1, 'seed', ''), cell(1, 'rule', 'magic'), cell(1, 'iterations', '7.5'))),
            *((CURVES, change) for change in (
-               less(1), less(3), without(2), without(1), twice(2), cell('espeak-ng', 'another program'), cell(',462,', ',462.5,'),
-               cell(',462,0.29578073708612007', ',462,'), cell(',462,', ',461,'))),
+               less(1), less(3), without(2), without(1), twice(2), cell(2, 'corpus', 'another'), cell(1, 'iteration', '462.5'),
+               cell(1, 'iteration', '461'), cell(1, 'validation_error', ''))),
            *((FIGURE_4, change) for change in (
-               twice(2), without(2), cell('eprop,0,', 'magic,0,'), cell('eprop,0,', 'eprop,,'), cell(',1086,', ',1106,'),
-               cell('eprop,0,0.982421875,', 'eprop,0,,'), cell('eprop,0,0.982421875,', 'eprop,0,nan,'))),
+               twice(2), without(2), cell(1, 'rule', 'magic'), cell(1, 'seed', ''), cell(1, 'iterations', '1106'),
+               cell(1, 'score', ''), cell(1, 'score', 'nan'))),
            *((CURVES_4, change) for change in (
-               less(1), without(2), twice(2), cell('eprop,0,11520,', 'eprop,7,11520,'), cell(',-0.5312', ',nan'),
-               cell(',-0.5312', ',inf'), cell(',-0.5312', ','), cell(',11520,', ',99999,'), cell(',6.5,', ',,'))),
+               less(1), without(2), twice(2), cell(1, 'seed', '7'), cell(1, 'return_200', 'nan'), cell(1, 'return_200', 'inf'),
+               cell(1, 'return_200', ''), cell(1, 'frames', '99999'), cell(1, 'seconds', ''))),
            *((PUBLISHED, change) for change in (
-               less(1), without(2), without(7), twice(6), cell('ours,0,60,', 'ours,,60,'), cell('ours,0,60,', 'theirs,0,60,'),
-               cell('ours,0,60,', 'ours,0,60.5,'), cell('published,,60,0.695', 'published,,60,'), cell('ours,0,60,', 'ours,0,61,')))]
+               less(1), without(2), without(7), twice(6), cell(5, 'seed', ''), cell(5, 'program', 'theirs'), cell(5, 'update', '60.5'),
+               cell(5, 'update', '61'), cell(1, 'validation_error', '')))]
 
 
 @pytest.mark.parametrize('table, change', DAMAGES)
