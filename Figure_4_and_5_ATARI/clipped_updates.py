@@ -36,33 +36,47 @@ def groups(rng, n_games, own, n_groups):
   return of_all[:, own.start // n_groups:own.stop // n_groups] - own.start
 
 
-def simulate_anew(act, weights, played, games):
-  """Some environments' part of a window as the agent sees it with other weights.
+class Simulation:
+  """Simulates some environments' part of a window as the agent sees it with the weights of the moment.
 
   Args:
-    act: agent.Agent.act, compiled.
-    weights: agent.Weights.
-    played: playing.Played.
-    games: int [B'].
-
-  Returns:
-    Played of B' environments.
+    agent: agent.Agent.
+    weights: agent.Weights of variables.
   """
-  state, records = tf.nest.map_structure(lambda array: tf.gather(array, games), played.state), []
-  part = played._replace(state=state, **{name: getattr(played, name)[:, games] for name in ('action', 'score', 'done')})
-  for record in played.records:
-    *_, state, again = act(weights, state, tf.gather(record.frame, games), tf.gather(record.reset, games))
-    records.append(again)
-  return part._replace(records=records)
+
+  GROUP = 5  # frames of a call: fewer calls are faster
+
+  def __init__(self, agent, weights):
+    self._weights, self._act = weights, agent.act
+    self._several = tf.function(self._act_several)
+
+  def _act_several(self, weights, state, frames, resets, games):
+    records = []
+    for frame, reset in zip(frames, resets):
+      *_, state, record = self._act(weights, state, tf.gather(frame, games), tf.gather(reset, games))
+      records.append(record)
+    return state, records
+
+  def __call__(self, played, games):
+    """Played of these environments, int [B'], from playing.Played of all."""
+    games, records = tf.constant(games), []
+    state = first = tf.nest.map_structure(lambda array: tf.gather(array, games), played.state)
+    for k in range(0, len(played.records), self.GROUP):
+      group = played.records[k:k + self.GROUP]
+      frames, resets = [record.frame for record in group], [record.reset for record in group]
+      state, again = self._several(self._weights, state, frames, resets, games)
+      records += again
+    return played._replace(state=first, records=records, **{
+        name: getattr(played, name)[:, games] for name in ('action', 'score', 'done')})
 
 
-def learn(act, weights, costs, played, signal, splits, gradient, change):
+def learn(simulate, costs, played, signal, splits, gradient, change):
   """Changes the weights several times, by what a window shows.
 
   Args:
-    act, weights: as for `simulate_anew`.
+    simulate: Simulation.
     costs: Costs.
-    played: playing.Played, by these weights.
+    played: playing.Played, by the weights as they are.
     signal: reward, mask, policy_weight as in Window.
     splits: list of what `groups` returns.
     gradient: function of Played and the last four of Window that returns a Result.
@@ -80,7 +94,7 @@ def learn(act, weights, costs, played, signal, splits, gradient, change):
     for games in split:
       of = lambda array: tf.gather(array, games, axis=1)
       as_played = not results and len(split) == 1
-      part = played if as_played else simulate_anew(act, weights, played, games)
+      part = played if as_played else simulate(played, games)
       of_part = of(reward), len(split) * of(mask), policy_weight, tf.nest.map_structure(of, fixed)
       result = gradient(part, *of_part)
       change(result)

@@ -38,14 +38,11 @@ class Player:
   Args:
     agent: agent.Agent.
     environment: see environments.py.
-
-  Attributes:
-    act: agent.act, compiled.
   """
 
   def __init__(self, agent, environment):
     self.agent, self.environment = agent, environment
-    self.act = tf.function(agent.act)
+    self._act = tf.function(agent.act)
 
   def begin(self, weights, seed):
     """Resets all environments and agents; seed: int."""
@@ -69,7 +66,7 @@ class Player:
   def _see(self, weights, frame, reset, state):
     reset = tf.constant(reset, self.agent.dtype)
     self.state_before = state
-    self.logits, self.value, self.state, self.record = self.act(weights, state, tf.constant(frame), reset)
+    self.logits, self.value, self.state, self.record = self._act(weights, state, tf.constant(frame), reset)
 
   def window(self, weights, n_steps, rng, first_game=0, n_games=0):
     """Plays n_steps agent steps and shows the frame after them.

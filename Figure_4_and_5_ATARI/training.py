@@ -169,6 +169,7 @@ class Worker:
     environment = configuration.make_environment(n_games, self._games.start, FLAGS.parallel_episodes)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, self.frames_before = initial_weights(self.agent)
+    self._simulate = clipped_updates.Simulation(self.agent, self.weights)
     self.player, self.scale = playing.Player(self.agent, environment), AdvantageScale()
     self._costs = None
 
@@ -188,7 +189,7 @@ class Worker:
       return self._learn(played, *signal), 0.0, 0.0
     splits = [clipped_updates.groups(generator, FLAGS.parallel_episodes, self._games, FLAGS.n_minibatches)
               for _ in range(FLAGS.update_epochs)]
-    return clipped_updates.learn(self.player.act, self.weights, self._costs, played, signal, splits, self._learn, change)
+    return clipped_updates.learn(self._simulate, self._costs, played, signal, splits, self._learn, change)
 
   def play_and_learn(self, iteration, change, folder=None):
     """The episodes of an iteration.
