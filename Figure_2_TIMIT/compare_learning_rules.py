@@ -50,7 +50,8 @@ COLUMNS = ('network', 'rule', 'seed', 'corpus', 'test_error', 'test_frame_error'
            'test_insertions', 'test_phones', 'test_per_unmerged', 'validation_error', 'best_epoch', 'rate_hz', 'iterations',
            'wall_time_s', 'peak_memory_mb')
 KEY = ('network', 'rule', 'seed')
-CURVE_COLUMNS = ('network', 'rule', 'seed', 'corpus', 'iteration', 'validation_error', 'rate_hz')
+CURVE_COLUMNS = ('network', 'rule', 'seed', 'corpus', 'iteration', 'validation_error', 'rate_hz', 'gradient_norm',
+                 'validation_blank_share')
 
 flags.DEFINE_list('networks', ['framewise_lsnn', 'framewise_lstm'], f'some of {", ".join(NETWORKS)}')
 flags.DEFINE_integer('n_epochs', None, 'epochs; default: the script\'s', lower_bound=1)
