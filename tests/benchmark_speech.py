@@ -66,22 +66,35 @@ def speech_start():
   return dict(seconds_to_first_update=seconds)
 
 
-def epoch_updates(by_length, n_utterances=3696, n_batch=32):
-  """Lengths to which an epoch of TIMIT's size is padded, and how many of its updates have each: dict, frames: updates."""
+def epoch_updates(order, n_utterances=3696, n_batch=32):
+  """Lengths to which an epoch of TIMIT's size is padded, and how many of its updates have each: dict, frames: updates.
+
+  Args:
+    order: 'random' or 'length', as --batch_order; 'four lengths': sorted, and padded to one of four lengths, as until this was
+      changed to multiples of 64 frames.
+    n_utterances: of an epoch.
+    n_batch: of an update.
+  """
   sys.path.append(str(SPEECH_FOLDER))
   import numpy as np
   from batches import epoch_batches, padded
   lengths = np.interp(np.linspace(0, 10, n_utterances), range(11), TIMIT_LENGTHS).round().astype(int)
-  batches = epoch_batches(lengths, n_batch, np.random.default_rng(0), by_length=by_length)
-  longest = np.array([padded(lengths[batch].max()) for batch in batches])
+  batches = epoch_batches(lengths, n_batch, np.random.default_rng(0), by_length=order != 'random')
+  longest = np.array([lengths[batch].max() for batch in batches])
+  if order == 'four lengths':
+    four = np.ceil(np.quantile(lengths, [0.25, 0.5, 0.75, 1])).astype(int)
+    longest = four[np.searchsorted(four, longest)]
+  else:
+    longest = np.array([padded(n) for n in longest])
   frames, updates = np.unique(longest, return_counts=True)
   return dict(zip(frames.tolist(), updates.tolist()))
 
 
 def child_epoch(network, rule):
   """Median seconds of an update at each padded length, and their sum over an epoch, by the order of its batches."""
-  updates = {order: epoch_updates(order == 'length') for order in ('random', 'length')}
-  lengths = sorted({*updates['random'], *updates['length']})
+  orders = ('random', 'length') + ('four lengths',) * (rule == 'eprop')
+  updates = {order: epoch_updates(order) for order in orders}
+  lengths = sorted({n for of_order in updates.values() for n in of_order})
   seconds = time_in_turn({n: make_speech_iteration(network, rule, 'adjoint', n) for n in lengths}, 3)
   return dict(seconds_per_update=seconds, epoch_seconds={
       order: sum(number * seconds[n] for n, number in of_order.items()) for order, of_order in updates.items()})
