@@ -118,7 +118,7 @@ def test_background_is_what_stands_still(level_name):
 # Chance
 
 @pytest.mark.parametrize('level_name, threaded, n_steps', [
-    ('atari/pong', False, 1000), ('atari/pong', True, 300), ('atari/fishing_derby', False, 150),
+    ('atari/pong', False, 250), ('atari/pong', True, 250), ('atari/fishing_derby', False, 150),
     ('atari/assault', False, 150), ('catch', False, 1000), ('catch_cue_delay', False, 1000)])
 def test_seeds(level_name, threaded, n_steps):
   settings = Settings(max_episode_len=100, threaded=threaded, n_threads=2)

@@ -40,6 +40,44 @@ def test_links_lead_somewhere(page):
     assert not anchor or anchor in anchors(file), f'{page.name}: {link}'
 
 
+def commands(page):
+  """(script, its arguments) of every call of Python in a page, in fences or in a line.
+
+  Scripts lie in the page's folder, at the root, or in the folder to which the line links.
+  """
+  found = []
+  for line in page.read_text(encoding='utf-8').splitlines():
+    folders = [page.parent, ROOT, *(ROOT / folder for folder in re.findall(r'\]\((Figure_\w+[\w-]*)/', line))]
+    for script, arguments in re.findall(r'(?:^|[`\s])(?:\S*/)?python ([a-z./]\S+\.py)([^`#&|;]*)', line):
+      path = next((folder / script for folder in folders if (folder / script).exists()), page.parent / script)
+      found.append((path.resolve(), arguments.split()))
+  return found
+
+
+def flags_of(script, seen=()):
+  """Names of the flags that a script and what it imports from its folders define, by reading them."""
+  folders, source = (script.parent, FOLDER), script.read_text(encoding='utf-8')
+  names = set(re.findall(r"""(?:DEFINE_\w+|define|add_argument)\(\s*['"](?:--)?(\w+)['"]""", source))
+  for module in re.findall(r'^ *(?:import|from) (\w+)', source, flags=re.M):
+    path = next((folder / f'{module}.py' for folder in folders if (folder / f'{module}.py').exists()), None)
+    if path and path not in seen:
+      seen = (*seen, path)
+      names |= flags_of(path, seen)
+  return names
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_the_page_exist(page):
+  """The script is there and has each of the flags; which values it takes, other tests know."""
+  named = commands(page)
+  assert named or page.name in ('E-PROP_IN_THIS_CODE.md', 'SCALING.md')
+  for script, arguments in named:
+    assert script.exists(), f'{page.name}: {script.name}'
+    flags = flags_of(script) | {'help'}
+    for flag in re.findall(r'--([\w-]+)', ' '.join(arguments)):
+      assert flag in flags or flag.removeprefix('no') in flags, f'{page.name}: {script.name} has no --{flag}'
+
+
 def test_figure_3s_page_names_its_files():
   page = (FOLDER / 'README.md').read_text(encoding='utf-8')
   assert [file.name for file in [*FOLDER.glob('*.py'), *FOLDER.glob('*.ipynb')] if file.name not in page] == []
@@ -114,7 +152,8 @@ def curves(folder, shown_together=''):
 
 def test_colours_differ_in_lightness():
   import palette as p
-  groups = (*curves(FOLDER), *curves(ROOT / 'Figure_4_and_5_ATARI', ('eprop', 'published')), p.SERIES, (p.LEFT, p.RIGHT, p.RECALL, p.NOISE), (p.LIF, p.ALIF),
+  groups = (*curves(FOLDER), *curves(ROOT / 'Figure_4_and_5_ATARI', ('eprop', 'published')), p.SERIES,
+            (p.LEFT, p.RIGHT, p.RECALL, p.NOISE), (p.LIF, p.ALIF),
             (p.OUTPUT, p.TARGET), (p.TRACE, p.SIGNAL, p.SPIKE))
   for group in groups:
     steps = sorted(map(lightness, group))
