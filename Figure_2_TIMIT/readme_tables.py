@@ -56,7 +56,7 @@ def minus(a, b):
 def table(head, rows):
   """A Markdown table of a list of names and rows of texts."""
   lines = [head, ['---'] * len(head), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines).replace('|  |', '| |')
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines).replace('|  |', '| |').replace('|  |', '| |')
 
 
 def rule_table(runs, network, rules):
@@ -139,6 +139,30 @@ def ctc_table(runs):
   return table(['beside these flags', 'seeds that learn', 'phone error', 'firing rate'], body)
 
 
+def ctc_state(runs, curves):
+  """What the blank and the gradient do in networks that learn by CTC, and in those that do not: a list of sentences.
+
+  Args:
+    runs: as of `read`.
+    curves: rows of the CSV of learning curves.
+  """
+  last = {(row['network'], row['rule'], row['seed']): row for row in curves if row.get('validation_blank_share')}
+  lines = []
+  for learns in (True, False):
+    rows = [row for (network, rule, seed), row in last.items() if network.startswith('ctc_lsnn') for run in runs[network, rule]
+            if run['seed'] == seed and (100 * float(run['test_per']) < LEARNED) == learns]
+    what = 'learned' if learns else 'not learned'
+    if rows:
+      of = lambda name, scale, rows=rows: [scale * float(row[name]) for row in rows]
+      shares, norms = of('validation_blank_share', 100), of('gradient_norm', 1)
+      lines.append(f'- Networks that have {what} ({len(rows)}): after the last update the blank leads in {min(shares):.0f} to '
+                   f'{max(shares):.0f} % of the frames, and the norm of the gradient is {min(norms):.0f} to {max(norms):.0f} before '
+                   'it is limited to 1.')
+    else:
+      lines.append(f'- Networks that have {what}: blank and gradient not measured.')
+  return '\n'.join(lines)
+
+
 def two_layer_table(runs):
   """Networks of two layers: BPTT and symmetric e-prop."""
   names = {'framewise_lsnn_two_layers': ('LSNN, framewise', 'test_frame_error', 'wrong frames, 61 classes'),
@@ -157,8 +181,9 @@ def blocks():
   """The text of each block, {name: str}."""
   full, sample, small = (read(corpus) for corpus in ('espeak_full_fbank', 'nltk_sample_fbank', 'espeak_fbank'))
   curve = result_plots.read_published_curve(os.path.join(FLAGS.figures, 'published_curve.csv'), published_curve.VARIANTS)
+  curves = result_plots.read_curves(*(os.path.join(FLAGS.figures, f'{kind}_espeak_fbank.csv') for kind in ('curves', 'comparison')))
   return dict(full_size=rule_table(full, 'framewise_lsnn', NAMES), full_size_findings=full_size_findings(full),
-              published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(small),
+              published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(small), ctc_state=ctc_state(small, curves),
               two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES))
 
 

@@ -161,6 +161,16 @@ def test_colours_differ_in_lightness():
   assert lightness('#ffffff') == pytest.approx(100) and lightness('#777777') == pytest.approx(50, abs=0.5)
 
 
+def test_colours_of_figure_2_differ_in_lightness():
+  sys.path.append(str(ROOT / 'Figure_2_TIMIT'))
+  import result_plots
+  import timit_plots
+  groups = [[colour for _, colour, style in result_plots.RULES.values() if style == line] for line in ('-', '--')]
+  for group in (*groups, timit_plots.COLOURS.values()):
+    steps = sorted(map(lightness, group))
+    assert len(steps) > 1 and min(b - a for a, b in zip(steps, steps[1:])) > 10, group
+
+
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
   """The page of all figures, in a folder with links to those of the repository."""
