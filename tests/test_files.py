@@ -185,6 +185,30 @@ with machine.SIGNALS.caught(): files.write_json({str(tmp_path / 'x.json')!r}, di
   assert json.loads((tmp_path / 'x.json').read_text()) == dict(a=1)
 
 
+@pytest.mark.parametrize('refusals', [3, 100])
+def test_a_file_that_another_program_reads(tmp_path, monkeypatch, refusals):
+  """Windows replaces no open file: it is tried again while the other may close it; then the good file stays."""
+  asked, replace = [], os.replace
+
+  def reluctant(*paths):
+    asked.append(paths)
+    if len(asked) <= refusals:
+      raise PermissionError(13, 'used by another process')
+    replace(*paths)
+
+  path = tmp_path / 'a.json'
+  files.write_json(path, dict(a=1))
+  monkeypatch.setattr(sys, 'platform', 'win32')
+  monkeypatch.setattr(files.time, 'sleep', lambda seconds: None)
+  monkeypatch.setattr(os, 'replace', reluctant)
+  if refusals < 20:
+    files.write_json(path, dict(a=2))
+  else:
+    with pytest.raises(PermissionError):
+      files.write_json(path, dict(a=2))
+  assert json.loads(path.read_text()) == dict(a=2 if refusals < 20 else 1) and os.listdir(tmp_path) == ['a.json']
+
+
 @pytest.mark.parametrize('folder, names', [
     ('Figure_3_and_S7_e-prop_tutorials', ['plots', 'compare_learning_rules']),
     ('Figure_2_TIMIT', ['timit_processing', 'result_plots']), ('Figure_2_TIMIT', ['compare_learning_rules']),

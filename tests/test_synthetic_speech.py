@@ -28,6 +28,19 @@ def contents(folder, ending):
           if path.is_file()}
 
 
+def spawning(*arguments):
+  """timit_processing.py with worker processes that are started, not forked, as on macOS and Windows; returns its output."""
+  code = f'''import multiprocessing, runpy, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import machine
+machine.WORKERS = multiprocessing.get_context('spawn')
+sys.argv = {[str(SCRIPT), *map(str, arguments)]!r}
+runpy.run_path(sys.argv[0], run_name='__main__')'''
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300, check=False)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
 def test_espeak_killed_and_resumed(tmp_path, process):
   sizes = ('--corpus=espeak', '--n_train=40', '--n_dev=9', '--n_test=9')
   killed, whole = tmp_path / 'killed', tmp_path / 'whole'
@@ -46,7 +59,7 @@ def test_espeak_killed_and_resumed(tmp_path, process):
   for audio in contents(whole, '.wav'):  # nothing that is there is half written
     if (killed / audio).exists():
       assert (killed / audio).read_bytes() == (whole / audio).read_bytes()
-  output = process(*sizes, f'--result_dir={killed}')
+  output = spawning(*sizes, f'--result_dir={killed}')
   assert 'synthetic speech by espeak-ng, not TIMIT' in output
   corpus = contents(whole / 'espeak_corpus', '')
   assert contents(killed / 'espeak_corpus', '') == corpus
