@@ -29,6 +29,10 @@ def write_whole(path, write):
   try:
     write(temporary)
     _replace(temporary, path)
+  except OSError as error:
+    if error.errno and error.filename is None:  # of a full disk: say where
+      raise OSError(error.errno, error.strerror, path) from None
+    raise
   finally:
     if os.path.exists(temporary):
       os.remove(temporary)

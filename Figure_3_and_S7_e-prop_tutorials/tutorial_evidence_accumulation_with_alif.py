@@ -59,7 +59,8 @@ flags.DEFINE_bool('dale', False, "Dale's law: all synapses of a neuron have its 
 flags.DEFINE_float('proportion_excitatory', 0.75, 'share of excitatory neurons and inputs, with --dale', 0.0, 1.0)
 flags.DEFINE_float('l1', 0.01, 'Deep R: strength of the pull of weights towards 0', lower_bound=0.0)
 flags.DEFINE_float('rewiring_temperature', 0.0, 'Deep R: temperature of the random walk of weights', lower_bound=0.0)
-flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2')
+flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2; by '
+                  'e-prop and with --dtype=float64')
 program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and labels, to start from')
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines', lower_bound=1)

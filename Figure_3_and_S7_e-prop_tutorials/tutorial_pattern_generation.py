@@ -55,7 +55,8 @@ flags.DEFINE_float('tau_out', 30.0, 'time constant of the readout [ms]', 1e-3, 1
 flags.DEFINE_float('thr', 0.03, 'threshold', 1e-6, 1e6)
 flags.DEFINE_float('dt', 1.0, 'length of a step [ms]', 0.01, 100.0)
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', 0.0, 1e6)
-flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2')
+flags.DEFINE_list('export_reference', [], 'iterations whose every array is written, for other implementations, e.g. 1,2; by '
+                  'e-prop and with --dtype=float64')
 program.DEFINE_path('init_from', None, '.npz file with weights, and if you like inputs and targets, to start from')
 # Output
 flags.DEFINE_integer('print_every', 10, 'iterations between two printed lines and gradient checks', lower_bound=1)

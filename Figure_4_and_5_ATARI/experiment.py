@@ -209,7 +209,10 @@ class Run:
     else:
       files.write_json(self.path('config.json'), config)
     self._metrics_file = self._open_metrics()
-    self._tensorboard = tf.summary.create_file_writer(os.fsencode(self.path('tensorboard')))
+    try:
+      self._tensorboard = tf.summary.create_file_writer(os.fsencode(self.path('tensorboard')))
+    except tf.errors.OpError as error:
+      raise UserError(f'{self.path("tensorboard")} cannot be written ({error.message.partition("[")[0].strip()})') from None
     self._scalars_written = 0.0
 
   def path(self, name):

@@ -37,7 +37,10 @@ class _PathParser(flags.ArgumentParser):
   """Paths, `~` and `~user` at their beginning expanded."""
 
   def parse(self, argument):
-    return os.path.expanduser(argument)
+    path = os.path.expanduser(argument)
+    if path.startswith('~'):
+      raise ValueError(f'there is no such user; a file or folder of this name here is ./{path}')
+    return path
 
 
 def DEFINE_path(name, default, help):  # named and used as those of absl
@@ -134,8 +137,8 @@ def _check_flags():
       raise UserError(f'--{name}={value} is out of range: it must be {help_text}, and finite')
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
       raise UserError(f'--{name}={value} is out of range: it must be {help_text}, of at most {LARGEST_INTEGER} in size')
-  if not FLAGS.result_dir.strip():
-    raise UserError('--result_dir is empty: it must name a folder')
+    if isinstance(FLAGS[name].parser, _PathParser) and value != FLAGS[name].default and not value.strip():
+      raise UserError(f'--{name} is empty: it must name a file or folder')
   if os.path.exists(FLAGS.result_dir) and not os.path.isdir(FLAGS.result_dir):
     raise UserError(f'--result_dir={FLAGS.result_dir} is a file, and must be a folder')
   name = FLAGS.run_name

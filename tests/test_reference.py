@@ -46,6 +46,16 @@ def test_reader_confirms_the_committed_examples_and_notices_changes(example, tmp
     assert code == 1 and 'difference' in output, f'{name}: {output}'
 
 
+def test_reader_refuses_what_it_cannot_compare(tmp_path):
+  arrays = load(FOLDER / 'reference' / f'{next(iter(EXAMPLES))}.npz')
+  np.savez(tmp_path / 'nan.npz', **dict(arrays, psi=np.nan * arrays['psi']))
+  assert read(tmp_path / 'nan.npz')[0] == 1
+  np.savez(tmp_path / 'other.npz', z=arrays['z'])
+  for path in ('nowhere.npz', tmp_path, tmp_path / 'other.npz'):
+    code, output = read(path)
+    assert code == 2 and output.startswith('error: ') and output.count('\n') == 1, output
+
+
 def test_reader_needs_numpy_alone(tmp_path):
   """With a folder on the path whose tensorflow, keras and experiment cannot be imported."""
   shutil.copy(FOLDER / 'read_reference.py', tmp_path)

@@ -5,7 +5,9 @@ What its numbers and files say is in test_honest_results.py; comparisons, files 
 # ruff: noqa: F811
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,8 +45,11 @@ def test_names_that_are_none_are_refused(toy, tmp_path, name):
   assert not os.listdir(tmp_path)
 
 
-def test_an_empty_folder_of_results_is_refused(toy):
-  says(toy('--result_dir='), '--result_dir')
+@pytest.mark.parametrize('flag', ['--result_dir=', '--result_dir= ', '--init_from=', '--result_dir=~nobody_of_this_name/x'])
+def test_paths_that_name_nothing_are_refused(toy, tmp_path, flag):
+  """As of a variable of the shell that is not set."""
+  says(toy(flag, cwd=tmp_path), flag.partition('=')[0])
+  assert not os.listdir(tmp_path)
 
 
 def test_home_is_found_after_an_equals_sign(toy, tmp_path):
@@ -92,6 +97,21 @@ def test_a_run_that_is_going_on_is_not_resumed_by_another_process(toy, tmp_path)
   assert len(rows(run)) == n_done + 2
 
 
+@pytest.mark.parametrize('name, words', [
+    ('tensorboard', 'tensorboard cannot be written'), ('checkpoints', 'checkpoints'), ('metrics.csv', 'no regular file'),
+    ('config.json', 'no regular file'), ('lock', 'lock')])
+def test_something_else_in_place_of_what_a_run_writes(toy, finished, name, words):
+  """A file for a folder, a folder for a file."""
+  path = finished / name
+  if path.is_dir():
+    shutil.rmtree(path)
+    path.write_text('')
+  else:
+    path.unlink()
+    path.mkdir()
+  says(toy('--resume', '--n_iter=3', f'--result_dir={finished.parent.parent}', limit=60), words)
+
+
 def test_the_last_run_is_one_that_can_be_resumed(toy, finished):
   (finished.parent / 'evaluation').mkdir()
   assert toy('--resume', '--n_iter=3', f'--result_dir={finished.parent.parent}').code == 0 and len(rows(finished)) == 3
@@ -118,11 +138,11 @@ def test_signals_save_what_is_done_and_say_so(toy, tmp_path, number):
 def test_a_second_signal_ends_at_once(toy, tmp_path):
   """While an iteration takes long; what is said of checkpoints is true."""
   run = tmp_path / 'toy' / 'a'
-  going = toy.start(f'--result_dir={tmp_path}', '--run_name=a', '--sleep=1000')
-  wait_for((run / 'metrics.csv').exists)
-  time.sleep(0.3)
+  says_so = "import time; sleep = time.sleep; time.sleep = lambda s: (s == 1000 and open('asleep', 'w').close(), sleep(s))"
+  going = toy.start(f'--result_dir={tmp_path}', '--run_name=a', '--sleep=1000', before=says_so, cwd=tmp_path)
+  wait_for((tmp_path / 'asleep').exists)
   os.kill(going[0], signal.SIGINT)
-  time.sleep(0.3)
+  wait_for(lambda: 'asked once more' in pathlib.Path(going[2]).read_text())
   os.kill(going[0], signal.SIGTERM)
   says(toy.end(going), 'begins anew', 'no checkpoint yet', code=128 + signal.SIGTERM)
   assert not list((run / 'checkpoints').iterdir())
