@@ -78,6 +78,18 @@ def test_commands_of_the_page_exist(page):
       assert flag in flags or flag.removeprefix('no') in flags, f'{page.name}: {script.name} has no --{flag}'
 
 
+def test_results_of_the_root_page_are_those_of_the_folders_pages():
+  """Every decimal of its table of figures stands on the page of the figure's folder, but for the two verifications' errors."""
+  table = (ROOT / 'README.md').read_text(encoding='utf-8').split('## Figures')[1].split('\n\n¹')[0]
+  found = 0
+  for row in re.findall(r'^\|.*Figure_.*\|$', table, flags=re.M):
+    page = (ROOT / re.search(r'\]\((Figure_[\w-]+)/', row)[1] / 'README.md').read_text(encoding='utf-8')
+    for number in re.findall(r'(?<![\d.])\d+\.\d+(?![\de])', row.split(' | ')[3]):
+      assert re.search(rf'(?<![\d.]){re.escape(number)}(?!\d)', page), f'{number} in {row[:60]}'
+      found += 1
+  assert found > 20
+
+
 def test_figure_3s_page_names_its_files():
   page = (FOLDER / 'README.md').read_text(encoding='utf-8')
   assert [file.name for file in [*FOLDER.glob('*.py'), *FOLDER.glob('*.ipynb')] if file.name not in page] == []
