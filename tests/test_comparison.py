@@ -130,6 +130,14 @@ def runs(folder):
   return folder / 'comparison' / 'run'
 
 
+def test_collect_trains_nothing(house, tmp_path):
+  assert 'no run has finished' in call(house, tmp_path, '--collect', expect=2).stderr and not runs(tmp_path).exists()
+  call(house, tmp_path, '--rules=a')
+  done = call(house, tmp_path, '--collect')
+  assert '2/4 runs ended, 2 missing' in done.stdout and 'missing: b seed 0, b seed 1' in done.stdout
+  assert {'a seed 0', 'a seed 1'} <= set(iterations(done)) and not list(runs(tmp_path).glob('b_*'))
+
+
 def test_runs_are_kept_if_they_are_the_same_and_go_on_if_not(house, tmp_path):
   first = call(house, tmp_path)
   assert '4/4 runs ended, 0 missing' in first.stdout
