@@ -166,7 +166,9 @@ FISHING_DERBY = dict(
     num_action_repeats=8, discounting=0.99, gae_lambda=0.99, unroll_length=100,
     # The opponent's 99 points are lost whatever the agent does: it learns from what it wins, which is little at first.
     least_reward=0.0, normalise_advantages=True, critic_warmup_frames=2e5, baseline_cost=0.5, entropy_cost=0.02,
-    learning_rate_heads=3.0, learning_rate_decay=1.0, total_environment_frames=5e7)
+    # Twelve updates of each window: what little is won counts more than once.
+    update_epochs=3, n_minibatches=4,
+    learning_rate=3e-4, learning_rate_heads=3.0, learning_rate_decay=1.0, total_environment_frames=5e7)
 
 
 def preset():
