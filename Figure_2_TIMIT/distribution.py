@@ -86,9 +86,16 @@ def _local_gpus():
 
 @contextlib.contextmanager
 def guarded():
-  """Within this, the end of another worker ends this one with a sentence and exit code 1."""
+  """Within this, the end of another worker ends this one with a sentence and exit code 1.
+
+  Workers leave it together, because one that has got its last sum may still have to send it to another.
+  """
   try:
     yield
+    with contextlib.suppress(*LOST if replicas.leads() else ()):  # the leader is done, whatever has become of the others
+      replicas.total([np.zeros(1)])
+    with contextlib.suppress(*LOST):  # all have come this far: nobody is missed any more
+      replicas.total([np.zeros(1)])
   except LOST:
     if not replicas.several():
       raise

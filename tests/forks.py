@@ -96,10 +96,11 @@ def _run(argv, before, env, cwd, outputs):
   runpy.run_path(argv[0], run_name='__main__')
 
 
-def _child(question):
+def end_as(run):
+  """Ends this process, a fork, as a program that consists of run() would."""
   code = 1
   try:
-    _run(**question)
+    run()
     code = 0
   except SystemExit as error:
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -144,7 +145,7 @@ def main():
       answer = os.fork()
       if answer == 0:
         answers.close()
-        _child(question)
+        end_as(lambda question=question: _run(**question))
     print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -1,6 +1,8 @@
-"""Every learning rule of figure 3 on one device and on two replicas, five updates each; prints the largest relative difference.
+"""Learning rules of figure 3 on one device and on two replicas, five updates each; prints the largest relative difference.
 
-Two replicas are two of TensorFlow's logical processors in one process. Called by test_distribution.py.
+  python tests/replicas_of_figure_3.py [WORDS]    rules whose name has all these words in it; default: all
+
+Two replicas are two of TensorFlow's logical processors in one process, as MirroredStrategy has them on two GPUs.
 """
 import pathlib
 import sys
@@ -18,7 +20,8 @@ from readout import RateCost, Readout
 from tasks import EvidenceAccumulation
 from trainer import Trainer, random_weights
 
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+CPU, = tf.config.list_physical_devices('CPU')
+tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
 BOTH = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
 RULES = {  # bptt, implementation, feedback, rate cost
     'symmetric e-prop': (False, 'adjoint', 'symmetric', 'simple'),
@@ -36,8 +39,8 @@ def learn(rule):
   """Losses, rates and outputs of five updates, and the weights after them."""
   bptt, impl, feedback, rate_kind = rule
   rng = np.random.default_rng(0)
-  task = EvidenceAccumulation(lambda stream, k: np.random.default_rng(k), n_batch=5, silence=5.0, cue=10.0, delay=20.0, recall=15.0,
-                              n_per_group=4, rate=200.0)
+  task = EvidenceAccumulation(lambda stream, k: np.random.default_rng(k), n_batch=5, silence=5.0, cue=10.0, delay=20.0,
+                              recall=15.0, n_per_group=4, rate=200.0)
   n = 12
   arrays = random_weights(rng, task.n_in, n)
   arrays['w_out'], arrays['b_out'] = rng.standard_normal((2, n, task.n_out)) / n ** 0.5
@@ -56,6 +59,8 @@ def main():
   keras.config.set_floatx('float64')
   worst = 0.0
   for name, rule in RULES.items():
+    if not all(word in name for word in sys.argv[1:]):
+      continue
     one = learn(rule)
     replicas.join(BOTH)
     with BOTH.scope():

@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+import compare_workers
 import distribution
+import forks
 import replicas
 from files import UserError
 
@@ -54,8 +56,8 @@ def train():
     replicas.apply(optimizer, [gradient], [w])
     return tf.reduce_sum(gradient ** 2), n, tf.cumsum(rows)[-1]
 
-  run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), {{'w': w, **{{f'o{{k}}': v.value for k, v in enumerate(optimizer.variables)}}}},
-                       ('n_iter', 'wait', 'fails'))
+  variables = {{'w': w, **{{f'o{{k}}': v.value for k, v in enumerate(optimizer.variables)}}}}
+  run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), variables, ('n_iter', 'wait', 'fails'))
   for iteration in run.iterations(FLAGS.n_iter, 1):
     time.sleep(FLAGS.wait)
     if replicas.leads() == (FLAGS.fails == 0) and FLAGS.fails >= 0:
@@ -76,23 +78,48 @@ experiment.run_app(main)
 '''
 
 
+FORKED = f'import sys; sys.path.append({str(ROOT / "tests")!r}); import forked_workers'  # workers of --n_workers, cheaply
+
+
 @pytest.fixture(scope='module')
-def script(tmp_path_factory):
-  path = tmp_path_factory.mktemp('program') / 'program.py'
-  path.write_text(PROGRAM.format(folder=os.path.dirname(distribution.__file__)))
-  return path
+def scripts(tmp_path_factory):
+  """Function of a path: the script, for whose folder TensorFlow is imported once."""
+  folder = tmp_path_factory.mktemp('program')
+  (folder / 'program.py').write_text(PROGRAM.format(folder=os.path.dirname(distribution.__file__)))
+  ready = {}
+
+  def script(path=None):
+    path = ROOT / path if path else folder / 'program.py'
+    modules = path.parent if path.parent != folder else pathlib.Path(distribution.__file__).parent
+    if modules not in ready:
+      ready[modules] = forks.Script(path, modules)
+    return ready[modules].also(path)
+
+  yield script
+  for one in ready.values():
+    one.close()
 
 
-def start(script, folder, *arguments, env=None, name='run'):
-  command = [sys.executable, str(script), '--dtype=float64', f'--result_dir={folder}', f'--run_name={name}', *arguments]
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, **env or {}))
+@pytest.fixture(scope='module')
+def script(scripts):
+  return scripts()
 
 
-def end(process, expect=0):
+def start(script, folder, *arguments, env=None, name='run', before=FORKED):
+  return script.start('--dtype=float64', f'--result_dir={folder}', f'--run_name={name}', *arguments, env=env, before=before)
+
+
+def by_hand(script, folder, *arguments, name='run', n=2):
+  """n workers that TF_CONFIG tells of each other."""
+  ports = free_ports(n)
+  return [start(script, folder, *arguments, name=name, env=tf_config(ports, k)) for k in range(n)]
+
+
+def end(script, started, expect=0):
   """Waits for a process; returns what it printed on stdout and stderr."""
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == expect and 'Traceback' not in err, out + err
-  return out, err
+  ended = script.end(started)
+  assert ended.code == expect and 'Traceback' not in ended.stderr, ended
+  return ended.stdout, ended.stderr
 
 
 def rows(folder, script='program', name='run'):
@@ -124,13 +151,18 @@ def tf_config(ports, index):
 
 
 def test_workers_compute_what_one_computes_and_resume_with_any_number(script, tmp_path):
-  """Three iterations of one worker; the same of two, by --n_workers and by TF_CONFIG; two more of one that goes on from two."""
-  ports = free_ports(2)
-  processes = [start(script, tmp_path, '--n_iter=5', name='one'), start(script, tmp_path, '--n_workers=2', name='two'),
-               *(start(script, tmp_path, '--n_iter=5', name='by_hand', env=tf_config(ports, k)) for k in range(2))]
-  _, (out, err), *_ = [end(process) for process in processes]
+  """Three iterations of one worker; the same of two, by --n_workers and by TF_CONFIG; two more of one, or two, that go on."""
+  going = [start(script, tmp_path, '--n_iter=5', name='one'),
+           start(script, tmp_path, '--n_workers=2', name='two', before=''),  # whose workers import all anew, as a user's do
+           *by_hand(script, tmp_path, '--n_iter=5', name='whole'), *by_hand(script, tmp_path, '--n_iter=3', name='by_hand')]
+  _, (out, err), *_ = [end(script, process) for process in going]
   assert 'done' in out and out.count('iteration 3/3') == 1 and not err  # the leader's
-  end(start(script, tmp_path, '--n_iter=5', '--resume', name='two'))
+  going = [start(script, tmp_path, '--n_iter=5', '--resume', name='two'),
+           *by_hand(script, tmp_path, '--n_iter=5', '--resume', name='by_hand')]
+  for process in going:
+    end(script, process)
+  metrics = [(tmp_path / 'program' / name / 'metrics.csv').read_text() for name in ('whole', 'by_hand')]
+  assert metrics[0] == metrics[1]  # the same number of workers: to the last bit
   one = rows(tmp_path, name='one')
   for name in ('two', 'by_hand'):
     several = rows(tmp_path, name=name)
@@ -140,44 +172,76 @@ def test_workers_compute_what_one_computes_and_resume_with_any_number(script, tm
   assert all(row['n'] == 7 for row in one)
 
 
-@pytest.mark.parametrize('victim', ['leader', 'other'])
+def wait_for(path):
+  until = time.monotonic() + 200
+  while not path.exists() and time.monotonic() < until:
+    time.sleep(0.02)
+  assert path.exists()
+
+
+def is_gone(pid):
+  """Whether a process has ended, or is only waited for."""
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'Z'
+  except OSError:
+    return True
+
+
+@pytest.mark.parametrize('victim', ['leader', 'other', 'launcher'])
 def test_killed_worker_ends_all_with_a_sentence(script, tmp_path, victim):
   process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', '--checkpoint_seconds=0')
   folder = tmp_path / 'program' / 'run'
-  until = time.monotonic() + 200
-  while not (folder / 'checkpoints' / '3.npz').exists() and time.monotonic() < until:
-    time.sleep(0.02)
-  workers = [pid for pid in map(int, pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split())
-             if str(script).encode() in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()]
-  os.kill(workers[victim == 'other'], signal.SIGKILL)
+  wait_for(folder / 'checkpoints' / '3.npz')
+  workers = [int(pid) for pid in pathlib.Path(f'/proc/{process[0]}/task/{process[0]}/children').read_text().split()]
+  assert len(workers) == 2
+  os.kill(dict(leader=workers[0], other=workers[1], launcher=process[0])[victim], signal.SIGKILL)
   killed = time.monotonic()
-  _, err = end(process, 1)
-  assert time.monotonic() - killed < 60 and 'signal 9' in err
-  assert not any(pathlib.Path(f'/proc/{pid}').exists() for pid in workers)
+  _, err = end(script, process, -signal.SIGKILL if victim == 'launcher' else 1)
+  while not all(map(is_gone, workers)) and time.monotonic() - killed < 62:
+    time.sleep(0.02)
+  assert time.monotonic() - killed < 62
+  assert ('signal 9' in err) == (victim != 'launcher')
   assert ('goes on after iteration' in err) == (victim == 'other')  # the leader says so itself
   done = int(max((folder / 'checkpoints').glob('*.npz'), key=lambda path: int(path.stem)).stem)
-  end(start(script, tmp_path, f'--n_iter={done + 2}', '--resume'))
+  end(script, start(script, tmp_path, f'--n_iter={done + 2}', '--resume'))
   assert [row['iteration'] for row in rows(tmp_path)] == list(range(1, done + 3))
 
 
 def test_a_worker_that_fails_ends_all_and_is_heard(script, tmp_path):
   by_other, by_leader = (start(script, tmp_path, '--n_workers=2', f'--fails={k}', name=f'by_{k}') for k in (1, 0))
-  _, err = end(by_other, 2)
+  _, err = end(script, by_other, 2)
   assert 'worker 1 of 2: error: this one fails' in err
-  _, err = end(by_leader, 2)
+  _, err = end(script, by_leader, 2)
   assert err.count('this one fails') == 1 and err.count('error') == 1
 
 
-def test_interrupted_once(script, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_once(script, tmp_path, number):
   """Ctrl-C and SIGTERM reach the launching process; the leader saves a checkpoint and says how to go on."""
   process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02')
   metrics = tmp_path / 'program' / 'run' / 'metrics.csv'
-  while not metrics.exists() or metrics.read_text().count('\n') < 4:
+  wait_for(metrics)
+  while metrics.read_text().count('\n') < 4:
     time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
-  _, err = end(process, 128 + signal.SIGTERM)
+  os.kill(process[0], number)
+  _, err = end(script, process, 128 + number)
   assert 'interrupted; --resume --run_name=run goes on after iteration' in err
   assert len(rows(tmp_path)) == max(int(path.stem) for path in (tmp_path / 'program' / 'run' / 'checkpoints').glob('*.npz'))
+
+
+def test_surroundings_that_make_no_sense(script, tmp_path):
+  """One sentence and exit code 2 from the process that a user has started."""
+  ports = free_ports(2)
+  impatient = 'import distribution; distribution.PATIENCE = 1'
+  with socket.create_server(('127.0.0.1', 0)) as taken:
+    going = {'TF_CONFIG is no JSON': start(script, tmp_path, env=dict(TF_CONFIG='no JSON')),
+             'TF_CONFIG names no worker': start(script, tmp_path, env=tf_config(ports, 2)),
+             'not started by srun': start(script, tmp_path, '--cluster=slurm'),
+             'of worker 0 cannot be used': start(script, tmp_path, env=tf_config([taken.getsockname()[1], ports[1]], 0)),
+             'has not come within 1 s': start(script, tmp_path, env=tf_config(ports, 0), before=impatient)}
+    for words, process in going.items():
+      _, err = end(script, process, 2)
+      assert words in err and err.count('error: ') == err.count('\n') == 1, err
 
 
 @pytest.mark.parametrize('text, words', [
@@ -233,44 +297,34 @@ def test_parts_cover_a_batch():
 # The figures
 
 
-def test_rules_of_figure_3():
-  """On two replicas in one process, as with MirroredStrategy on two GPUs."""
-  done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'replicas_of_figure_3.py')], capture_output=True, text=True,
-                        timeout=500, check=False)
+def test_a_rule_of_figure_3_on_two_devices():
+  """One of them on two replicas in one process, as with MirroredStrategy on two GPUs; that program alone takes all."""
+  done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'replicas_of_figure_3.py'), 'hardcoded', 'running'], timeout=500,
+                        capture_output=True, text=True, check=False)
   assert done.returncode == 0 and float(done.stdout.split()[-1]) < 1e-10, done.stdout + done.stderr
 
 
-FIGURE_4 = ['--level_name=catch', '--preset=laptop', '--total_environment_frames=900', '--eval_episodes=1',
-            '--eval_max_episode_len=10', '--voltage_reg_method=avg_all', '--n_rec=20', '--n_filters_1=2', '--n_filters_2=2']
-SCRIPTS = [  # and arguments that are worth two workers, mostly from a batch that does not divide evenly
-    ('Figure_3_and_S7_e-prop_tutorials/tutorial_pattern_generation.py', [
-        '--n_iter=5', '--n_batch=3', '--seq_len=100', '--n_out=2', '--feedback=adaptive', '--log_gradient_angle',
-        '--gradient_angle_every=2']),
-    ('Figure_4_and_5_ATARI/main.py', [*FIGURE_4, '--parallel_episodes=5', '--eprop_impl=hardcoded', '--save_observations']),
-    ('Figure_4_and_5_ATARI/main.py', [*FIGURE_4, '--parallel_episodes=4', '--noapply_after_end', '--unroll_length=5',
-                                      '--update_epochs=2', '--n_minibatches=2', '--normalise_advantages', '--dtype=float64'])]
-
-
-def test_speech(tmp_path):
-  """Drop-out, noise and the rate cost, of a network that reads batches of three utterances, the last of an epoch one."""
-  folder = ROOT / 'Figure_2_TIMIT'
-  end(subprocess.Popen([sys.executable, str(folder / 'timit_processing.py'), '--corpus=nltk_sample', '--skip_bad',
-                        f'--data_path={ROOT}/tests/data/timit_sample', f'--dataset={tmp_path}/corpus',
-                        f'--result_dir={tmp_path}'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-  script = 'solve_timit_with_framewise_lsnn'
-  for name, n in (('one', 1), ('two', 2)):
-    end(start(folder / f'{script}.py', tmp_path, '--noplot', '--smoke', '--n_epochs=5', '--batch=3', '--eprop=adaptive', '--n_layer=2',
-              '--drop_out_probability=0.8', '--noise_step_start=1', '--gd_noise=0.01', f'--dataset={tmp_path}/corpus',
-              f'--n_workers={n}', name=name))
-  assert_equal(rows(tmp_path, script, 'two'), rows(tmp_path, script, 'one'))
-
-
-@pytest.mark.parametrize('path, flags', SCRIPTS, ids=['figure_3', 'figure_4', 'figure_4_clipped'])
-def test_scripts(tmp_path, path, flags):
-  for name, n in (('one', 1), ('two', 2)):
-    end(start(ROOT / path, tmp_path, '--nodo_plot', f'--n_workers={n}', *flags, name=name))
+@pytest.mark.parametrize('name', ['figure 3: adaptive feedback', 'figure 4: avg_all', 'figure 4: clipped updates'])
+def test_scripts(scripts, tmp_path, name):
+  path, flags = compare_workers.CASES[name]
+  script = scripts(path)
+  going = [start(script, tmp_path, f'--n_workers={n}', *flags, name=name) for name, n in (('one', 1), ('two', 2))]
+  for process in going:
+    end(script, process)
   one, two = (rows(tmp_path, pathlib.Path(path).stem, name) for name in ('one', 'two'))
   assert_equal(two, one)
   assert len(one) >= 5
   one, two = ([path.name for path in (tmp_path / pathlib.Path(path).stem / name).iterdir()] for name in ('one', 'two'))
   assert sorted(one) == sorted(two)
+
+
+def test_speech(scripts, tmp_path):
+  """Drop-out, noise and the rate cost, of a network that reads batches of three utterances, the last of an epoch one."""
+  corpus = compare_workers.make_corpus(tmp_path)
+  path, flags = compare_workers.CASES['figure 2: framewise LSNN, adaptive feedback']
+  script, stem = scripts(path), pathlib.Path(path).stem
+  going = [start(script, tmp_path, f'--dataset={corpus}', *flags, name='one'),
+           *by_hand(script, tmp_path, f'--dataset={corpus}', *flags, name='two')]
+  for process in going:
+    end(script, process)
+  assert_equal(rows(tmp_path, stem, 'two'), rows(tmp_path, stem, 'one'))
