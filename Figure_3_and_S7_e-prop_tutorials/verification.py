@@ -14,6 +14,7 @@ import palette
 import plots
 import tensorflow as tf
 
+import distribution
 import drawing
 import eprop
 import files
@@ -138,7 +139,8 @@ def relative_error(a, b):
 
 def cases():
   """Yields (Network, dtype, device, seeds) for everything that is to be compared, inside the device's scope."""
-  program.refuse(flag.name for flag in FLAGS.get_flags_for_module(program) if flag.name not in SHARED_FLAGS)
+  program.refuse(flag.name for module in (program, distribution) for flag in FLAGS.get_flags_for_module(module)
+                 if flag.name not in SHARED_FLAGS)
   program.apply_smoke(n_seeds=1)
   tf.config.experimental.enable_tensor_float_32_execution(False)  # ten bits of mantissa would be no float32
   tf.get_logger().setLevel('ERROR')  # each network is traced anew on purpose, which TensorFlow warns of
