@@ -44,8 +44,9 @@ class Evaluator:
       result = self._evaluate(batch)
       losses.append(float(result.loss) * len(indices))
       rates += np.concatenate(result.rates) * batch.lengths.sum() / split.lengths.sum()
+      of_batch = result.logits.numpy()  # one transfer from a GPU instead of one for each utterance
       for b, k in enumerate(indices):
-        logits[k] = result.logits[:split.lengths[k], b].numpy()
+        logits[k] = of_batch[:split.lengths[k], b].copy()
     phones = split.phones[self.n_phones]
     if self.ctc:
       predicted = scores.decode_all(logits, beam_width)
