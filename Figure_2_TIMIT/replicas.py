@@ -1,8 +1,8 @@
 """Replicas: devices, of one worker (process) or many, that hold the same weights and compute parts of the same batch.
 
-All workers run the same program from the same seed. A replica computes its part of a batch (`each`); what is a sum over the batch
-is summed over the replicas (`all_sum`), so that all hold the same numbers and take the same decisions. The leader alone writes
-files. With one device all this does nothing. distribution.py brings workers together.
+All workers run the same program from the same seed. A replica computes its part of a batch (`each`); what is a sum over the
+batch is summed over the replicas (`all_sum`), so that all hold the same numbers and take the same decisions. The leader alone
+writes files. With one device all this does nothing. distribution.py brings workers together.
 """
 import types
 
@@ -76,7 +76,8 @@ def each(n_items, make):
 def function(compute):
   """tf.function that calls `compute` on all replicas and returns what it returned on the first one of this process.
 
-  Within it, nothing that all replicas do together (`all_sum`, an optimizer's update) may stand in a loop or another tf.function.
+  Within it, nothing that all replicas do together (`all_sum`, an optimizer's update) may stand in a loop or another
+  tf.function.
   """
   if _here.strategy is None:
     return tf.function(compute)
@@ -96,8 +97,8 @@ def _number(replica):
 
 
 def all_sum(tensors):
-  """Sums over the replicas, the same bits on each, within a `function`; elsewhere the tensors as they are, so that what a worker
-  computes by itself needs no other.
+  """Sums over the replicas, the same bits on each, within a `function`; elsewhere the tensors as they are, so that what a
+  worker computes by itself needs no other.
 
   Args:
     tensors: any structure of tensors of one dtype, of the same shapes on all replicas.

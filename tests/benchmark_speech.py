@@ -20,6 +20,7 @@ def make_speech_iteration(network, rule, impl, n_frames=551, n_batch=32):
   from classifier import Batch, Classifier, Settings
   from lsnn import exp_decay
   from networks import LSNNLayer, LSTMLayer, Network
+  import replicas
   if network == 'lsnn':
     import neurons
   machine.keep_memory()  # as in the scripts
@@ -33,8 +34,9 @@ def make_speech_iteration(network, rule, impl, n_frames=551, n_batch=32):
   optimizer.build(classifier.learning(classifier.variables))
   batch = Batch(tf.constant(rng.standard_normal((n_frames, n_batch, 123)), tf.float32), tf.fill([n_batch], n_frames),
                 tf.constant(rng.integers(0, 61, (n_frames, n_batch)), tf.int32), tf.zeros([n_batch], tf.int32))
-  update = tf.function(lambda: classifier.update(optimizer, batch).loss)
-  return lambda: float(update())
+  update = replicas.function(lambda batch: classifier.update(optimizer, batch).loss)
+  parts = replicas.each(n_batch, lambda part: batch.part(part, ctc=False))
+  return lambda: float(update(parts))
 
 
 def speech():

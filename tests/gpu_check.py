@@ -23,7 +23,8 @@ def evidence(n_batch, dtype='float32'):
   sys.path.insert(0, str(FIGURE_3))
   import tutorial_evidence_accumulation_with_alif as tutorial
   import experiment
-  tutorial.FLAGS(['gpu_check', '--eprop', '--feedback=random', f'--n_batch={n_batch}', f'--dtype={dtype}', f'--device={DEVICE}'])
+  tutorial.FLAGS(['gpu_check', '--eprop', '--feedback=random', f'--n_batch={n_batch}', f'--dtype={dtype}',
+                  f'--device={DEVICE}'])
   experiment.keras.config.set_floatx(dtype)
   trainer = tutorial.make_trainer()
   return trainer, trainer.batch('train', 1)
@@ -82,8 +83,8 @@ def child_gradients(path, device, small):
 def run(command, seconds=SECONDS):
   """Runs a command; returns its exit code (None: it took too long), and what it printed."""
   try:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, errors='replace', timeout=seconds,
-                          cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, errors='replace',
+                          timeout=seconds, cwd=ROOT, check=False)
     return done.returncode, done.stdout, done.stderr
   except subprocess.TimeoutExpired:
     return None, '', f'took more than {seconds} s'

@@ -4,5 +4,6 @@
 #   pip install -r requirements.txt 'tensorflow[and-cuda]==2.21.0'
 #   sh tests/gpu_check.sh
 #
-# Writes gpu_check.json and prints a table. Without a GPU it proves itself at a small size, and says so. PYTHON names another python.
+# Writes gpu_check.json and prints a table. Without a GPU it proves itself at a small size, and says so. PYTHON names another
+# python.
 exec "${PYTHON:-python}" "$(dirname "$0")/gpu_check.py" "$@"
