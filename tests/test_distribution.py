@@ -218,7 +218,8 @@ def test_a_worker_that_fails_ends_all_and_is_heard(script, tmp_path):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted_once(script, tmp_path, number):
   """Ctrl-C and SIGTERM reach the launching process; the leader saves a checkpoint and says how to go on."""
-  process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02')
+  heard = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '  # also where tests run in the background
+  process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', before=heard + FORKED)
   metrics = tmp_path / 'program' / 'run' / 'metrics.csv'
   wait_for(metrics)
   while metrics.read_text().count('\n') < 4:
