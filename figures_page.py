@@ -144,6 +144,10 @@ FIGURES = (
      'validation set over updates, mean and standard deviation over seeds.', None, None),
     ('', F2, 'comparison_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT. Wrong frames or phone error of each '
      'learning rule, a dot per seed.', None, None),
+    ('', F2, 'comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split). Wrong frames of the '
+     'framewise LSNN by learning rule: a bar is the mean, a dot a seed.',
+     lambda: speech('comparison_nltk_sample_fbank.csv', 'framewise_lsnn', 'framewise LSNN'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'curves_nltk_sample_fbank.png', 'The same: wrong frames on the validation set over updates.', None, None),
     ('', F2, 'earlier/comparison_espeak_fbank.png', 'The same corpus, measured before the defaults followed the published program.',
      lambda: speech('earlier/comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
     ('', F2, 'earlier/comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split), measured '
