@@ -274,8 +274,12 @@ def curves(path, table, show=False):
   """
   rows = read_curves(path, table)
   networks = list(dict.fromkeys(row['network'] for row in rows))
-  figure, axes = plt.subplots(1, len(networks), figsize=(1 + 4.8 * len(networks), 4), layout='constrained', squeeze=False)
-  for axis, network in zip(axes[0], networks):
+  n_columns = min(len(networks), 4)
+  n_rows = -(-len(networks) // n_columns)
+  figure, axes = plt.subplots(n_rows, n_columns, figsize=(1 + 4.8 * n_columns, 4 * n_rows), layout='constrained', squeeze=False)
+  for axis in axes.flat[len(networks):]:
+    axis.set_axis_off()
+  for axis, network in zip(axes.flat, networks):
     for rule, (label, colour, line) in RULES.items():
       runs = {}
       for row in rows:
