@@ -94,14 +94,14 @@ def largest_error(name):
 # Section, folder, file, caption of every panel, our numbers, the paper's. Numbers are functions or texts; None: no line.
 FIGURES = (
     ('The idea', F3, 'idea.png', 'Above: what learning carries from step to step, and to whom, in e-prop (blue: '
-     'eligibility traces, forward in time; red: learning signals) and in BPTT. Below, one synapse: spikes of its input, of '
-     'other inputs and of its neuron; slow factor (24); trace (25), plain and filtered by the readout; learning signal; their '
-     'product summed over time, the gradient.',
+     'eligibility traces, forward in time; orange: learning signals) and in BPTT. Below, one synapse: spikes of its input, of '
+     'other inputs and of its neuron; slow factor (24); trace (25), plain and filtered by the readout; learning signal; '
+     'their product summed over time, the gradient.',
      None, None),
     ('Figure 3: evidence accumulation', F3, 'evidence_accumulation.png', 'One trial after learning by e-prop with random '
-     'feedback. From above: input spikes, cues shaded in the colour of their side; spikes of the LIF and of the ALIF neurons; '
-     'softmax output, read during recall (shaded); five learning signals, from lowest to highest; traces of three synapses; '
-     'their slow factors, which bridge the delay.',
+     'feedback. From above: input spikes, cues shaded in the colour of their side; spikes of the LIF and of the ALIF '
+     'neurons; softmax output, read during recall (shaded); five learning signals, from lowest to highest; traces of three '
+     'synapses; their slow factors, which bridge the delay.',
      lambda: f'this run: {100 * read_json(F3, "evidence_accumulation.json")["test_error"]:.1f}'
              f' % wrong decisions on fresh trials, '
              f'after {read_json(F3, "evidence_accumulation.json")["iterations"]} iterations', NOT_AVAILABLE),
@@ -113,8 +113,8 @@ FIGURES = (
      'trials are wrong: a dot per seed, a line at the median; x: not reached.',
      criterion_reached, '200 to 500 iterations (random feedback, batch 32)'),
     ('Figure S7: pattern generation', F3, 'pattern_generation.png', 'From above: frozen input spikes; spikes of the LIF '
-     'neurons; output and target; for one synapse the filtered presynaptic spikes, the pseudo-derivative of its neuron, the '
-     'eligibility trace and the learning signal; the loss over iterations.',
+     'neurons; output and target; for one synapse the filtered presynaptic spikes, the pseudo-derivative of its neuron, '
+     'the eligibility trace and the learning signal; the loss over iterations.',
      lambda: f'this run: normalised mean squared error {read_json(F3, "pattern_generation.json")["nmse"]:.3f}', NOT_AVAILABLE),
     ('', F3, 'comparison_pattern_generation_curves.png', 'Normalised mean squared error over iterations, mean and standard '
      'deviation over seeds.',
@@ -125,8 +125,8 @@ FIGURES = (
      'target; for one synapse the synaptic current and membrane potential of its neuron, the eligibility vector of the '
      'membrane potential, the eligibility trace.', None, None),
     ('The equations', F3, 'verification_factorization.png', 'Eq. (1) is exact. Above: the gradient by BPTT, by eq. (1) '
-     'with the true dE/dz, and their difference. Below, one synapse: spikes before and after it, pseudo-derivative, fast and '
-     'slow component of its eligibility vector, eligibility trace, true learning signal.',
+     'with the true dE/dz, and their difference. Below, one synapse: spikes before and after it, pseudo-derivative, fast '
+     'and slow component of its eligibility vector, eligibility trace, true learning signal.',
      lambda: largest_error('verification_factorization.json'),
      '3e-14, squared (float32, run here)'),
     ('', F3, 'verification_hardcoded.png', 'Eqs. (4) and (25): the gradient by traces, in its adjoint form and by autodiff '
@@ -137,21 +137,28 @@ FIGURES = (
      'TIMIT. Wrong frames of the framewise LSNN by learning rule: a bar is the mean, a dot a seed.',
      lambda: speech('comparison_espeak_full_fbank.csv', 'framewise_lsnn', 'framewise LSNN'),
      'other data (TIMIT): not comparable'),
-    ('', F2, 'curves_espeak_full_fbank.png', 'The same: wrong frames on the validation set over updates.', None, None),
+    ('', F2, 'curves_espeak_full_fbank.png', 'The same: wrong frames on the validation set over updates; a line is the '
+     'mean over seeds, a band their range.', None, None),
     ('', F2, 'published_curve.png', 'The published program (one run, dashed) and ours (three seeds) on the same small '
-     'corpus of synthetic speech: wrong frames on the validation set over updates.', None, None),
-    ('', F2, 'curves_espeak_fbank.png', 'LSNN trained on phone sequences (CTC), small corpus: phone error on the '
-     'validation set over updates, mean and standard deviation over seeds.', None, None),
-    ('', F2, 'comparison_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT. Wrong frames or phone error of each '
-     'learning rule, a dot per seed.', None, None),
-    ('', F2, 'comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split). Wrong frames of the '
-     'framewise LSNN by learning rule: a bar is the mean, a dot a seed.',
-     lambda: speech('comparison_nltk_sample_fbank.csv', 'framewise_lsnn', 'framewise LSNN'), 'other data (TIMIT): not comparable'),
-    ('', F2, 'curves_nltk_sample_fbank.png', 'The same: wrong frames on the validation set over updates.', None, None),
-    ('', F2, 'earlier/comparison_espeak_fbank.png', 'The same corpus, measured before the defaults followed the published program.',
+     'corpus of synthetic speech, not TIMIT. Left: wrong frames on the validation set over updates. Right: after 240 '
+     'updates, and with one setting changed; a dot is a run.', None, None),
+    ('', F2, 'curves_espeak_fbank.png', 'A small corpus of synthetic speech, not TIMIT; a panel for each kind of network. '
+     'Error on the validation set over updates: phone error of networks trained on phone sequences (CTC), wrong frames of '
+     'framewise ones. A line is the mean over seeds, a band their range.', None, None),
+    ('', F2, 'comparison_espeak_fbank.png', 'The same networks on the test set. Left: wrong frames. Right: phone error. A '
+     'bar is the mean, a dot a seed.', None, None),
+    ('', F2, 'comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split). Wrong '
+     'frames of the framewise LSNN by learning rule: a bar is the mean, a dot a seed.',
+     lambda: speech('comparison_nltk_sample_fbank.csv', 'framewise_lsnn', 'framewise LSNN'),
+     'other data (TIMIT): not comparable'),
+    ('', F2, 'curves_nltk_sample_fbank.png', 'The same: wrong frames on the validation set over updates; a line is the '
+     'mean over seeds, a band their range.', None, None),
+    ('', F2, 'earlier/comparison_espeak_fbank.png', 'The small synthetic corpus, measured before the defaults followed the '
+     'published program. Wrong frames and phone error of each learning rule, a dot per seed.',
      lambda: speech('earlier/comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
-    ('', F2, 'earlier/comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split), measured '
-     'before the defaults followed the published program. Wrong frames and phone error of each learning rule, a dot per seed.',
+    ('', F2, 'earlier/comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split), '
+     'measured before the defaults followed the published program. Wrong frames and phone error of each learning rule, a '
+     'dot per seed.',
      lambda: speech('earlier/comparison_nltk_sample_fbank.csv'), 'other data (TIMIT): not comparable'),
     ('', F2, 'utterance_lstm_espeak.png', 'One test utterance, framewise LSTM. From above: features in standard '
      'deviations; output of the LSTM cells; probability of each phone; phones recognised; true phones, coloured as vowel, '
@@ -161,28 +168,34 @@ FIGURES = (
     ('', F2, 'utterance_ctc_lstm_espeak.png', 'One test utterance, LSTM trained on phone sequences (CTC): times of '
      'recognised phones are approximate.', None, None),
     ('Figure 4: reward-based e-prop', F4, 'comparison_catch.png', 'Catch from pixels: return per game over frames, mean '
-     'and standard deviation over seeds.',
+     'and standard deviation over seeds. Dotted: the best possible return, and that of actions at random.',
      lambda: 'return, at most 1:\n' + by_rule(read_csv(F4, 'comparison_catch.csv'), 'score', digits=3), NOT_AVAILABLE),
-    ('', F4, 'catch.png', 'Games of Catch. From above: screens; probability of each action; predicted value and return, '
-     'with rewards; spikes of the LIF and of the ALIF neurons; thresholds of some ALIF neurons.', None, None),
+    ('', F4, 'catch.png', 'Games of Catch. From above: screens at eight moments; probability of each action, stacked; '
+     'predicted value and discounted return, with rewards (triangles) and ends of games (grey lines); spikes of the LIF '
+     'and of the ALIF neurons; thresholds of some ALIF neurons.', None, None),
     ('', F4, 'comparison_catch_cue_delay.png', 'Catch with a ball that must be remembered: return per game over frames, '
-     'mean and standard deviation over seeds.',
+     'mean and standard deviation over seeds. Dotted as above.',
      lambda: 'return, at most 1:\n' + by_rule(read_csv(F4, 'comparison_catch_cue_delay.csv'),
      'score', digits=3), NOT_AVAILABLE),
-    ('', F4, 'learning_curve_pong.png', 'Pong, one agent: score, return of the first 200 agent steps, entropy of the '
-     'policy and firing rate over frames.',
+    ('', F4, 'learning_curve_pong.png', 'Training on Pong, one agent, over emulator frames (below) and hours (above). From '
+     'above: score of a game, a point per iteration (grey) and its running mean; dotted: games become longer; return of '
+     'the first 200 agent steps, likewise; entropy of the policy; firing rate of the LSNN.',
      lambda: game('pong'), 'a score of about 10 after about 3 days on more than 12 cores and a GPU'),
     ('', F4, 'pong.png', 'A game of Pong: panels as for Catch.', None, None),
-    ('', F4, 'comparison_pong.png', 'The first 1.6 million frames of Pong, with one group of settings at a time as '
-     'published.', None, None),
-    ('Figure 5: Fishing Derby', F4, 'learning_curve_fishing_derby.png', 'One agent: score, return, entropy and firing rate '
-     'over frames.',
+    ('', F4, 'comparison_pong.png', 'The first 1.6 million frames of Pong: return of the first 200 agent steps for our '
+     'preset and for the preset with one group of settings as published, one seed each.', None, None),
+    ('Figure 5: Fishing Derby', F4, 'learning_curve_fishing_derby.png', 'Training on Fishing Derby, one agent: panels as '
+     'for Pong.',
      lambda: game('fishing_derby'), NOT_AVAILABLE),
     ('', F4, 'fishing_derby.png', 'A game of Fishing Derby: panels as for Catch.', None, None),
-    ('Speed', F3, 'benchmark_scaling.png', 'Time and memory of one training iteration of figure 3 over batch and steps.',
+    ('Speed', F3, 'benchmark_scaling.png', 'One training iteration of figure 3 as steps, neurons or batch grow to four '
+     'times their number: time (left) and peak memory (right), by the adjoint form (solid) and by traces that run forward '
+     '(dashed).',
      lambda: f'{read_json(F3, "benchmark.json")["iteration"]["seconds"]["adjoint"]:.2f} s per iteration, batch 64',
      '2.0 s (TensorFlow 1.15, run here)'),
-    ('', F4, 'benchmark_scaling.png', 'Frames per second of Atari over environments, processes and neurons.', None, None),
+    ('', F4, 'benchmark_scaling.png', 'Training on Pong, emulator frames per second. Left: by number of environments, for '
+     'two lengths of the window between updates. Right: by number of threads of the emulators; 0: our own emulators.',
+     None, None),
 )
 
 
