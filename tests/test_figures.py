@@ -147,6 +147,14 @@ def test_figure_format(tmp_path):
     assert all(vector.read_bytes().startswith(first) for vector in vectors)
 
 
+def test_figure_format_is_known_to_every_script_that_draws():
+  """--figure_format is known to all that train or draw, and obeyed, since drawing.save alone writes figures."""
+  scripts = [path for path in [*ROOT.glob('Figure_*/*.py'), *ROOT.glob('numerical_*.py')] if 'run_app(main)' in path.read_text()]
+  drawing = [path for path in scripts if re.search(r'plots|drawing', path.read_text())]
+  assert len(drawing) >= 8 and [path.name for path in drawing if 'figure_format' not in flags_of(path)] == []
+  assert {path.name for path in ROOT.glob('Figure_*/*.py') if '.savefig(' in path.read_text()} == {'drawing.py'}
+
+
 def lightness(colour):
   """CIE L* of '#rrggbb'."""
   linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92
