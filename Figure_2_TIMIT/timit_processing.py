@@ -8,7 +8,7 @@
 Writes <result_dir>/timit_processed/<corpus>_<preproc>/: train.npz, dev.npz, test.npz (see data.py), metadata.json and the
 picture utterance.png. Interrupted, the same command goes on where it stopped.
 """
-from program import apply_smoke, DEFINE_path, if_interrupted, run_app  # first: an interruption from here on ends with one line
+from program import apply_smoke, DEFINE_path, if_interrupted, refuse, run_app  # first: an interruption from here on ends with one line
 import contextlib
 import functools
 import hashlib
@@ -193,6 +193,7 @@ def result_folder():
 
 def main():
   """From the corpus to the processed folder, which appears when it is complete."""
+  refuse(('resume', 'run_name', 'device', 'dtype', 'checkpoint_seconds'))
   apply_smoke(corpus='espeak', n_train=16, n_dev=8, n_test=8)
   FLAGS.corpus = FLAGS.corpus or ('timit' if FLAGS.data_path else 'espeak')
   folder = result_folder()

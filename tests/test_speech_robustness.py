@@ -262,6 +262,12 @@ def test_dataset(complete, tmp_path, process):
     assert message in output and 'utterances' not in output  # before any work
 
 
+def test_flags_without_meaning(tmp_path, process):
+  for flag in ('--resume', '--run_name=a', '--device=GPU:0', '--dtype=float64'):
+    assert 'has no meaning in this program' in process('--corpus=espeak', flag, f'--result_dir={tmp_path}', expect=2)
+  assert not os.listdir(tmp_path)
+
+
 def test_paths_that_are_not_utf8(tmp_path, process):
   place = tmp_path / 'caf\udce9 [1]*'
   layout(place / 'timit', True)
