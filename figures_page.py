@@ -165,7 +165,7 @@ FIGURES = (
      'consonant or silence.', None, None),
     ('', F2, 'utterance_lsnn_espeak.png', 'One test utterance, framewise LSNN: as above, with spikes in place of the '
      'cells\' output.', None, None),
-    ('', F2, 'utterance_ctc_lstm_espeak.png', 'One test utterance, LSTM trained on phone sequences (CTC): times of '
+    ('', F2, 'utterance_ctc_lsnn_espeak.png', 'One test utterance, LSNN trained on phone sequences (CTC): times of '
      'recognised phones are approximate.', None, None),
     ('Figure 4: reward-based e-prop', F4, 'comparison_catch.png', 'Catch from pixels: return per game over frames, mean '
      'and standard deviation over seeds. Dotted: the best possible return, and that of actions at random.',

@@ -25,6 +25,8 @@ NAMES = {
     'bptt': 'BPTT', 'symmetric': 'e-prop, symmetric', 'adaptive': 'e-prop, adaptive',
     'adaptive_slow': 'e-prop, adaptive, readout decay 0.001', 'random': 'e-prop, random',
     'uniform': 'e-prop, uniform feedback (null control)', 'readout': 'readout alone, network untrained'}
+CTC_LSNN = {'ctc_lsnn': '--lr_init=0.005 --reg=20 --reg_rate=20', 'ctc_lsnn_without_rate_cost': '--lr_init=0.005',
+            'ctc_lsnn_published': '--lr_init=0.001'}
 LEARNED = 60    # phone error in % below which a network has learned: it is 75 or more where the blank does not lead
 LEAST_GAIN = 4  # percentage points that a rule is to be below the readout alone
 
@@ -125,13 +127,15 @@ def variants_table(rows, last=240):
   return table(['changed', 'seeds', 'wrong validation frames', 'more than with the published setting, same seeds'], body)
 
 
+def between(values, unit=''):
+  """'37 to 41 %' of a list of numbers."""
+  return ' to '.join(dict.fromkeys(f'{value:.0f}' for value in (min(values), max(values)))) + unit
+
+
 def ctc_table(runs):
   """CTC with the LSNN by its flags: seeds that learn, phone errors, firing rates."""
-  names = {'ctc_lsnn': '--lr_init=0.005 --reg=20 --reg_rate=20', 'ctc_lsnn_without_rate_cost': '--lr_init=0.005',
-           'ctc_lsnn_published': '--lr_init=0.001'}
-  between = lambda values, unit: ' to '.join(dict.fromkeys(f'{value:.0f}' for value in (min(values), max(values)))) + unit
   body = []
-  for network, name in names.items():
+  for network, name in CTC_LSNN.items():
     these = runs.get((network, 'symmetric'), [])
     errors, rates = (list(by_seed(these, *of).values()) for of in (('test_per',), ('rate_hz', 1)))
     body.append([f'`{name}`', f'{sum(error < LEARNED for error in errors)} of {len(errors)}',
@@ -149,17 +153,16 @@ def ctc_state(runs, curves):
   last = {(row['network'], row['rule'], row['seed']): row for row in curves if row.get('validation_blank_share')}
   lines = []
   for learns in (True, False):
-    rows = [row for (network, rule, seed), row in last.items() if network.startswith('ctc_lsnn') for run in runs[network, rule]
+    rows = [row for (network, rule, seed), row in last.items() if network in CTC_LSNN for run in runs[network, rule]
             if run['seed'] == seed and (100 * float(run['test_per']) < LEARNED) == learns]
     what = 'learned' if learns else 'not learned'
     if rows:
       of = lambda name, scale, rows=rows: [scale * float(row[name]) for row in rows]
-      shares, norms = of('validation_blank_share', 100), of('gradient_norm', 1)
-      lines.append(f'- Networks that have {what} ({len(rows)}): after the last update the blank leads in {min(shares):.0f} to '
-                   f'{max(shares):.0f} % of the frames, and the norm of the gradient is {min(norms):.0f} to {max(norms):.0f} before '
-                   'it is limited to 1.')
+      lines.append(f'- Networks that have {what} ({len(rows)}): after the last update the blank leads in '
+                   f'{between(of("validation_blank_share", 100), " %")} of the frames, and the norm of the gradient is '
+                   f'{between(of("gradient_norm", 1))} before it is limited to 1.')
     else:
-      lines.append(f'- Networks that have {what}: blank and gradient not measured.')
+      lines.append(f'- Networks that have {what}: share of the blank and norm of the gradient are missing.')
   return '\n'.join(lines)
 
 
