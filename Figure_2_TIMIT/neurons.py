@@ -13,8 +13,8 @@ flags.DEFINE_bool('tau_a_spread', False, 'draw time constants of adaptation, eac
 flags.DEFINE_bool('tau_v_spread', False, 'draw membrane time constants, each neuron\'s from tau_v and half of it')
 flags.DEFINE_float('beta', 1.8, 'strength of adaptation, multiplied by (1 - rho) / (1 - alpha)', lower_bound=0.0)
 flags.DEFINE_float('thr', 0.01, 'threshold, divided by (1 - alpha)', 1e-6, 1e6)
-flags.DEFINE_enum('adapt_to', 'spikes', ['spikes', 'crossings'], 'what raises a threshold: spikes, or, as in the published LSNN, also '
-                  'crossings of the threshold that the refractory period keeps from being spikes')
+flags.DEFINE_enum('adapt_to', 'spikes', ['spikes', 'crossings'], 'what raises a threshold: spikes, or, as in the published LSNN, '
+                  'also crossings of the threshold that the refractory period keeps from being spikes')
 flags.DEFINE_integer('n_ref', 2, 'refractory period [steps]', 0, 10 ** 4)
 flags.DEFINE_float('dt', 1.0, 'length of a network step [ms]', 0.01, 100.0)
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', 0.0, 1e6)

@@ -8,6 +8,7 @@ TensorFlow.
 import os
 import re
 import statistics
+import textwrap
 
 import program
 import published_curve
@@ -61,6 +62,11 @@ def table(head, rows):
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines).replace('|  |', '| |').replace('|  |', '| |')
 
 
+def items(lines):
+  """Items of a Markdown list, wrapped."""
+  return '\n'.join(textwrap.fill(line, 128, subsequent_indent='  ', break_on_hyphens=False) for line in lines)
+
+
 def rule_table(runs, network, rules):
   """Learning rules of a network: errors, differences from BPTT and from the readout alone, firing rate."""
   of = {rule: by_seed(runs.get((network, rule), []), 'test_frame_error') for rule in rules}
@@ -73,7 +79,8 @@ def rule_table(runs, network, rules):
         spread(list(by_seed(these, 'test_frame_error_39_phones').values())),
         spread(behind, '') if behind and rule != 'bptt' else '', spread(below, '') if below and rule != 'readout' else '',
         spread(list(by_seed(these, 'rate_hz', 1).values()), ' Hz', 0).split(' (')[0]])
-  return table(['', 'seeds', 'wrong frames, 61 classes', '39 classes', 'behind BPTT', 'below the readout alone', 'firing rate'], rows)
+  return table(['', 'seeds', 'wrong frames, 61 classes', '39 classes', 'behind BPTT', 'below the readout alone', 'firing rate'],
+               rows)
 
 
 def verdict(name, rule, of):
@@ -89,8 +96,8 @@ def verdict(name, rule, of):
     return f'- {name}: missing.'
   overlap = min(of[rule].values()) <= max(of['bptt'].values())
   gain = statistics.mean(below)
-  return (f'- {name} is {spread(behind, "")} percentage points behind BPTT, {"within" if overlap else "outside"} the spread of seeds, and '
-          f'{spread(below, "")} below the readout alone{"" if gain >= LEAST_GAIN else f", less than {LEAST_GAIN}"} '
+  return (f'- {name} is {spread(behind, "")} percentage points behind BPTT, {"within" if overlap else "outside"} the spread of '
+          f'seeds, and {spread(below, "")} below the readout alone{"" if gain >= LEAST_GAIN else f", less than {LEAST_GAIN}"} '
           f'({len(behind)} seed{"s" * (len(behind) > 1)}).')
 
 
@@ -103,8 +110,9 @@ def full_size_findings(runs):
   mean = {rule: statistics.mean(values.values()) for rule, values in of.items() if values}
   if {'bptt', 'symmetric', 'adaptive_slow', 'random', 'readout'} <= set(mean):
     inside = max(mean['bptt'], mean['symmetric'], mean['adaptive_slow']) < mean['random'] < mean['readout']
-    lines.append(f'- So random feedback lies {"" if inside else "not "}between the other two, with a readout decay of 0.001, and the readout alone.')
-  return '\n'.join(lines)
+    lines.append(f'- So random feedback lies {"" if inside else "not "}between symmetric and adaptive feedback (readout decay 0.001) '
+                 'on one side and the readout alone on the other.')
+  return items(lines)
 
 
 def published_table(rows):
@@ -163,7 +171,7 @@ def ctc_state(runs, curves):
                    f'{between(of("gradient_norm", 1))} before it is limited to 1.')
     else:
       lines.append(f'- Networks that have {what}: share of the blank and norm of the gradient are missing.')
-  return '\n'.join(lines)
+  return items(lines)
 
 
 def two_layer_table(runs):
@@ -186,8 +194,8 @@ def blocks():
   curve = result_plots.read_published_curve(os.path.join(FLAGS.figures, 'published_curve.csv'), published_curve.VARIANTS)
   curves = result_plots.read_curves(*(os.path.join(FLAGS.figures, f'{kind}_espeak_fbank.csv') for kind in ('curves', 'comparison')))
   return dict(full_size=rule_table(full, 'framewise_lsnn', NAMES), full_size_findings=full_size_findings(full),
-              published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(small), ctc_state=ctc_state(small, curves),
-              two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES))
+              published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(small),
+              ctc_state=ctc_state(small, curves), two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES))
 
 
 def filled(text):

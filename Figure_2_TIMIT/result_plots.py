@@ -28,7 +28,8 @@ NETWORKS = {  # what compare_learning_rules.py calls them, and what the figures 
     'framewise_lsnn': 'LSNN', 'framewise_lsnn_published': 'LSNN,\npublished', 'framewise_lsnn_two_layers': 'LSNN,\ntwo layers',
     'framewise_lstm': 'LSTM', 'framewise_lstm_two_layers': 'LSTM,\ntwo layers', 'ctc_lstm': 'LSTM, CTC',
     'ctc_lstm_two_layers': 'LSTM, CTC,\ntwo layers', 'ctc_lsnn': 'LSNN, CTC',
-    'ctc_lsnn_without_rate_cost': 'LSNN, CTC,\nno rate cost', 'ctc_lsnn_published': 'LSNN, CTC,\npublished', 'ctc_lsnn_two_layers': 'LSNN, CTC,\ntwo layers'}
+    'ctc_lsnn_without_rate_cost': 'LSNN, CTC,\nno rate cost', 'ctc_lsnn_published': 'LSNN, CTC,\npublished',
+    'ctc_lsnn_two_layers': 'LSNN, CTC,\ntwo layers'}
 
 
 def learning_curve(metrics, path, label, note):
