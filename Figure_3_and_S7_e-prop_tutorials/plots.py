@@ -107,7 +107,7 @@ def evidence_accumulation(record, path, show=False):
   order = np.argsort(record['learning_signal'].sum(0), kind='stable')
   chosen = order[np.linspace(0, n - 1, min(n, 5)).round().astype(int)]
   closer = signal.inset_axes([0.3, 0.12, 0.48, 0.86], xlim=(recall - 10, dt * n_steps), yticks=[])  # recall, stretched
-  closer.set_title('recall, stretched', fontsize=7, loc='left', y=0.78, x=0.02)
+  closer.set_title('recall, stretched', fontsize=7, loc='right', y=0.78, x=0.98)
   closer.tick_params(labelsize=6, length=2, pad=1)
   for rank, j in enumerate(chosen):
     for axis in (signal, closer):
