@@ -233,7 +233,7 @@ def follow_parent():
   threading.Thread(target=follow, daemon=True).start()
 
 
-def run_script(cores_to_use, argv, patience=60):
+def run_script(cores_to_use, argv, patience=50):
   """Runs a script as the command line `argv` in this process, which another one started with a pipe as stdin.
 
   When the other process ends, whatever ends it, the pipe breaks: the script is asked to end, and made to after `patience`

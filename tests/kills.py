@@ -25,6 +25,7 @@ import time
 
 import numpy as np
 
+from compare_workers import make_corpus
 from forks import Script
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -47,6 +48,20 @@ def free_ports(n):
   for s in sockets:
     s.close()
   return ports
+
+
+def tf_config(ports, index):
+  """Environment of worker `index` of those at these ports."""
+  return dict(TF_CONFIG=json.dumps(dict(cluster=dict(worker=[f'127.0.0.1:{port}' for port in ports]),
+                                        task=dict(type='worker', index=index))))
+
+
+def is_gone(pid):
+  """Whether a process has ended, or is only waited for."""
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'Z'
+  except OSError:
+    return True
 
 
 def table(folder):
@@ -103,9 +118,7 @@ class Killer:
   def start(self, name, *flags, n=2):
     """n workers of a run."""
     ports = free_ports(n)
-    config = lambda k: json.dumps(dict(cluster=dict(worker=[f'127.0.0.1:{port}' for port in ports]),
-                                       task=dict(type='worker', index=k)))
-    return [self.script.start(*self.flags, f'--run_name={name}', *flags, env=dict(TF_CONFIG=config(k)) if n > 1 else {})
+    return [self.script.start(*self.flags, f'--run_name={name}', *flags, env=tf_config(ports, k) if n > 1 else {})
             for k in range(n)]
 
   def end(self, workers):
@@ -161,7 +174,7 @@ class Killer:
     alive = children
     while alive and time.monotonic() - start < 90:
       time.sleep(0.1)
-      alive = [pid for pid in alive if pathlib.Path(f'/proc/{pid}').exists()]
+      alive = [pid for pid in alive if not is_gone(pid)]
     seconds = time.monotonic() - start
     done = [int(path.stem) for path in (self.folder / name / 'checkpoints').glob('*.npz')]
     row = dict(killed='launcher', after_s=round(moment, 2), iterations_done=max(done), ended_after_s=round(seconds, 1),
@@ -173,16 +186,18 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--figure', type=int, choices=list(FIGURES), default=3)
   parser.add_argument('--times', type=int, default=10)
-  parser.add_argument('--dataset', help='corpus of figure 2')
-  parser.add_argument('--launcher', action='store_true')
+  parser.add_argument('--launcher', action='store_true', help='of figure 3')
   parser.add_argument('--write', action='store_true')
   parser.add_argument('--seed', type=int, default=0)
   arguments = parser.parse_args()
+  if arguments.launcher and arguments.figure != 3:
+    parser.error('--launcher is for figure 3')
   random.seed(arguments.seed)
   cases = ['launcher'] if arguments.launcher else list(CASES)
   all_fine, path = True, TESTS / 'kills_of_workers.csv'
   with tempfile.TemporaryDirectory() as folder:
-    killer = Killer(arguments.figure, pathlib.Path(folder), [f'--dataset={arguments.dataset}'] if arguments.dataset else [])
+    corpus = [f'--dataset={make_corpus(folder)}'] if arguments.figure == 2 else []
+    killer = Killer(arguments.figure, pathlib.Path(folder), corpus)
     for number in range(1, arguments.times + 1):
       for case in cases:
         name, row = f'{case}_{number}', None

@@ -16,6 +16,7 @@ import distribution
 import forks
 import replicas
 from files import UserError
+from kills import free_ports, is_gone, tf_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -137,19 +138,6 @@ def assert_equal(a, b, tolerance=1e-10):
       assert x[key] is None or abs(x[key] - y[key]) <= tolerance * max(1e-30, abs(x[key])), (key, x, y)
 
 
-def free_ports(n):
-  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(n)]
-  ports = [s.getsockname()[1] for s in sockets]
-  for s in sockets:
-    s.close()
-  return ports
-
-
-def tf_config(ports, index):
-  return dict(TF_CONFIG=json.dumps(dict(cluster=dict(worker=[f'127.0.0.1:{port}' for port in ports]),
-                                        task=dict(type='worker', index=index))))
-
-
 def test_workers_compute_what_one_computes_and_resume_with_any_number(script, tmp_path):
   """Three iterations of one worker; the same of two, by --n_workers and by TF_CONFIG; two more of one, or two, that go on."""
   going = [start(script, tmp_path, '--n_iter=5', name='one'),
@@ -177,14 +165,6 @@ def wait_for(path):
   while not path.exists() and time.monotonic() < until:
     time.sleep(0.02)
   assert path.exists()
-
-
-def is_gone(pid):
-  """Whether a process has ended, or is only waited for."""
-  try:
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'Z'
-  except OSError:
-    return True
 
 
 @pytest.mark.parametrize('victim', ['leader', 'other', 'launcher'])
@@ -300,7 +280,7 @@ def test_parts_cover_a_batch():
 
 def test_a_rule_of_figure_3_on_two_devices():
   """One of them on two replicas in one process, as with MirroredStrategy on two GPUs; that program alone takes all."""
-  done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'replicas_of_figure_3.py'), 'hardcoded', 'running'], timeout=500,
+  done = subprocess.run([sys.executable, str(ROOT / 'tests' / 'replicas_of_figure_3.py'), 'adaptive'], timeout=500,
                         capture_output=True, text=True, check=False)
   assert done.returncode == 0 and float(done.stdout.split()[-1]) < 1e-10, done.stdout + done.stderr
 
