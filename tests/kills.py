@@ -33,7 +33,7 @@ FIGURES = {  # script and flags
     2: ('Figure_2_TIMIT/solve_timit_with_framewise_lsnn.py', [
         '--noplot', '--smoke', '--n_epochs=4', '--batch=4', '--n_regular=8', '--n_adaptive=4', '--eprop=symmetric']),
     3: ('Figure_3_and_S7_e-prop_tutorials/tutorial_pattern_generation.py', [
-        '--nodo_plot', '--n_iter=8', '--n_batch=2', '--seq_len=60', '--n_rec=10', '--n_in=5', '--print_every=1']),
+        '--nodo_plot', '--n_iter=30', '--n_batch=2', '--seq_len=60', '--n_rec=10', '--n_in=5', '--print_every=1']),
     4: ('Figure_4_and_5_ATARI/main.py', [
         '--nodo_plot', '--level_name=catch', '--preset=laptop', '--parallel_episodes=4', '--total_environment_frames=1200',
         '--eval_episodes=1', '--eval_max_episode_len=10', '--n_rec=20', '--n_filters_1=2', '--n_filters_2=2'])}
@@ -69,7 +69,7 @@ def table(folder):
   if not (folder / 'metrics.csv').exists():
     return []
   with open(folder / 'metrics.csv', newline='') as file:
-    rows = list(csv.reader(file))
+    rows = list(csv.reader(file)) or [[]]
   kept = [k for k, name in enumerate(rows[0]) if name != 'frames_per_s']
   return [[row[k] for k in kept] for row in rows[1:]]
 
@@ -133,10 +133,15 @@ class Killer:
     return table(self.folder / name)
 
   def kill(self, case, name):
-    """One row of the table; None if the run had ended before."""
-    moment = random.uniform(0, 0.9 * self.seconds)
-    workers = self.start(name)
-    time.sleep(moment)
+    """One row of the table; None if the run had ended before. A quarter of the kills come while it begins."""
+    n_rows, delay = random.randrange(len(self.rows)), random.uniform(0, 0.2)
+    if random.random() < 0.25:
+      n_rows, delay = 0, random.uniform(0, self.seconds / 2)
+    begun, workers = time.monotonic(), self.start(name)
+    while n_rows and len(table(self.folder / name)) < n_rows:
+      time.sleep(0.01)
+    time.sleep(delay)
+    moment = time.monotonic() - begun
     for k in CASES[case]:
       os.kill(workers[k][0], signal.SIGKILL)
     start = time.monotonic()
