@@ -82,6 +82,9 @@ def test_smoke(dataset, tmp_path, name, flags):
   assert all(summary[measure] > 0 for measure in measures) and not summary['synthetic'] and 'NLTK' in summary['corpus']
   assert ('test_frame_error_39_phones' in summary) == (name == LSNN)
   assert 'published:  not available' in done.stdout and 'NLTK' in done.stdout
+  assert min(metrics(run, 'gradient_norm')) > 0
+  shares = metrics(run, 'validation_blank_share')
+  assert bool(shares) == ctc and all(0 <= share <= 1 for share in shares)
 
   # The saved weights, evaluated once more, give the same numbers.
   again = call(name, '--smoke', *flags, f'--dataset={dataset}', f'--result_dir={tmp_path}', '--plot=False',
