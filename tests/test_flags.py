@@ -61,7 +61,7 @@ def test_every_flag_refuses_what_it_cannot_be(imported, path):
   ended = imported.also(path)(before=EVERY_FLAG)
   assert ended.code == 0, ended.stderr[-2000:]
   n, wrong = json.loads(ended.stdout.splitlines()[-1])
-  assert n > 20 and not wrong, wrong
+  assert (n > 20 or path.stem == 'readme_tables') and not wrong, wrong  # which has no flags but paths
 
 
 # Values at the edge of what is allowed, all in one small run: it is right, or ends in one sentence.
