@@ -3,7 +3,7 @@
   python tests/kills.py                                     figure 3's pattern generation, ten times each: leader, other, both
   python tests/kills.py --figure=2 --times=2                a few for the other figures
   python tests/kills.py --launcher --times=3                the process that --n_workers=2 was given to is killed
-  python tests/kills.py ... --write                         keeps the rows in tests/kills_of_workers.csv
+  python tests/kills.py ... --write                         keeps the rows in tests/kills_of_workers.csv, those of before replaced
 
 Two workers are told of each other by TF_CONFIG. What must be true after each kill: a worker that was left ends within a minute
 with one sentence and exit code 1 or 2; every file that is there can be read; the run goes on with two workers to the same
@@ -199,7 +199,10 @@ def main():
     parser.error('--launcher is for figure 3')
   random.seed(arguments.seed)
   cases = ['launcher'] if arguments.launcher else list(CASES)
-  all_fine, path = True, TESTS / 'kills_of_workers.csv'
+  all_fine, rows, path = True, [], TESTS / 'kills_of_workers.csv'
+  if path.exists():
+    with open(path, newline='') as file:
+      rows = [row for row in csv.DictReader(file) if row['figure'] != str(arguments.figure) or row['killed'] not in cases]
   with tempfile.TemporaryDirectory() as folder:
     corpus = [f'--dataset={make_corpus(folder)}'] if arguments.figure == 2 else []
     killer = Killer(arguments.figure, pathlib.Path(folder), corpus)
@@ -214,12 +217,11 @@ def main():
         row = dict(row or dict(killed=case, said='ended before each kill'), figure=arguments.figure, number=number)
         print(row, flush=True)
         if arguments.write:
-          new = not path.exists()
-          with open(path, 'a', newline='') as file:
+          rows.append(row)
+          with open(path, 'w', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-            if new:
-              writer.writeheader()
-            writer.writerow(row)
+            writer.writeheader()
+            writer.writerows(rows)
     killer.script.close()
   sys.exit(0 if all_fine else 1)
 
