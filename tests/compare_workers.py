@@ -32,7 +32,8 @@ EVIDENCE = ['--nodo_plot', '--smoke', '--n_iter=5', '--n_batch=3', '--n_regular=
 GAMES = ['--nodo_plot', '--preset=laptop', '--total_environment_frames=900', '--eval_episodes=1', '--eval_max_episode_len=10',
          '--n_rec=20', '--n_filters_1=2', '--n_filters_2=2']
 CATCH = [*GAMES, '--level_name=catch', '--parallel_episodes=5']
-PONG = [*GAMES, '--level_name=atari/pong', '--parallel_episodes=3', '--unroll_length=10', '--max_episode_len=10']
+PONG = [*GAMES, '--level_name=atari/pong', '--parallel_episodes=3', '--unroll_length=10', '--max_episode_len=10',
+        '--total_environment_frames=2000']
 WINDOWS = ['--noapply_after_end', '--unroll_length=5']
 
 

@@ -3,7 +3,7 @@
   python tests/kills.py                                     figure 3's pattern generation, ten times each: leader, other, both
   python tests/kills.py --figure=2 --times=2                a few for the other figures
   python tests/kills.py --launcher --times=3                the process that --n_workers=2 was given to is killed
-  python tests/kills.py ... --write                         keeps the rows in tests/kills_of_workers.csv, those of before replaced
+  python tests/kills.py ... --write                         keeps the rows in tests/kills_of_workers.csv, instead of old ones
 
 Two workers are told of each other by TF_CONFIG. What must be true after each kill: a worker that was left ends within a minute
 with one sentence and exit code 1 or 2; every file that is there can be read; the run goes on with two workers to the same
