@@ -165,10 +165,10 @@ FISHING_DERBY = dict(
     # A cast takes seconds: eight frames per action, a farther view, advantages that bootstrap late.
     num_action_repeats=8, discounting=0.99, gae_lambda=0.99, unroll_length=100,
     # The opponent's 99 points are lost whatever the agent does: it learns from what it wins, which is little at first.
-    least_reward=0.0, normalise_advantages=True, critic_warmup_frames=2e5, baseline_cost=0.5, entropy_cost=0.02,
+    least_reward=0.0, normalise_advantages=True, critic_warmup_frames=2e5, baseline_cost=0.5, entropy_cost='0.02,1.05e7:0.005',
     # Twelve updates of each window: what little is won counts more than once.
-    update_epochs=3, n_minibatches=4,
-    learning_rate=3e-4, learning_rate_heads=3.0, learning_rate_decay=1.0, total_environment_frames=5e7)
+    update_epochs=3, n_minibatches=4, learning_rate=3e-4, learning_rate_heads=3.0, learning_rate_decay=1.0,
+    total_environment_frames=5e7)
 
 
 def preset():
@@ -183,8 +183,9 @@ def set_flags():
     UserError: they do not.
   """
   program.preset(**preset())
-  program.apply_smoke(total_environment_frames=1, parallel_episodes=2, unroll_length=10, max_episode_len=10,
-                      max_episode_len_jitter=0, eval_episodes=2, eval_length=10, eval_max_episode_len=100, n_workers=1)
+  program.apply_smoke(total_environment_frames=1, parallel_episodes=2, n_minibatches=min(2, FLAGS.n_minibatches),
+                      unroll_length=10, max_episode_len=10, max_episode_len_jitter=0, eval_episodes=2, eval_length=10,
+                      eval_max_episode_len=100, n_workers=1)
   if tf.config.list_physical_devices('GPU') and not (FLAGS.device or '').startswith('CPU'):
     program.preset(n_workers=1)  # two would each want all of its memory
   if not FLAGS.use_eprop and FLAGS.eprop_impl == 'hardcoded':

@@ -8,13 +8,13 @@
 What workers do together stands in replicas.py. What the leader prints is seen; what the others print only if they fail.
 """
 import contextlib
+import faulthandler
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import program
@@ -33,6 +33,13 @@ flags.DEFINE_enum('cluster', None, ['slurm'], 'who says which process of several
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PATIENCE = 60  # seconds within which all workers must have come, and within which they end if one fails
+SPEAK_UNLESS_TOLD = '''
+import sys, threading
+told = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), told.set()), daemon=True).start()
+if not told.wait(float(sys.argv[1])):
+  print(sys.argv[2], file=sys.stderr, flush=True)
+'''
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -64,11 +71,8 @@ def start(mirrored=True):
     on_cpu, gpus = (FLAGS.device or '').startswith('CPU'), tf.config.list_physical_devices('GPU')
     tf.config.set_visible_devices([] if on_cpu else gpus if mirrored else gpus[:1], 'GPU')
     meet(addresses, index)
-    watchdog = threading.Timer(PATIENCE, _give_up)  # the constructor waits for ever, and no signal reaches Python meanwhile
-    watchdog.daemon = True
-    watchdog.start()
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    watchdog.cancel()
+    with _impatient():
+      strategy = tf.distribute.MultiWorkerMirroredStrategy()
     machine.SIGNALS.renew()  # TensorFlow has taken SIGTERM for itself
   elif mirrored and FLAGS.device is None and len(tf.config.list_physical_devices('GPU')) > 1:
     strategy = tf.distribute.MirroredStrategy()
@@ -138,10 +142,22 @@ def workers_of_slurm():
   return addresses, resolver.task_id
 
 
-def _give_up():
-  print(f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile', file=sys.stderr,
-        flush=True)
-  os._exit(2)
+@contextlib.contextmanager
+def _impatient():
+  """Ends this process with a sentence and exit code 1 if what is within takes longer than PATIENCE.
+
+  The strategy's constructor waits for ever, and neither signals nor threads of Python get their turn meanwhile: another process
+  speaks, and faulthandler's own thread ends this one.
+  """
+  message = f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile'
+  with open(os.devnull, 'w') as tracebacks, subprocess.Popen(
+      [sys.executable, '-I', '-S', '-c', SPEAK_UNLESS_TOLD, str(PATIENCE), message], stdin=subprocess.PIPE) as speaker:
+    faulthandler.dump_traceback_later(PATIENCE + 1, exit=True, file=tracebacks)
+    try:
+      yield
+    finally:
+      faulthandler.cancel_dump_traceback_later()
+      speaker.stdin.close()
 
 
 def meet(addresses, index, patience=None):

@@ -86,6 +86,8 @@ def whole(folder):
   """Whether every file of a killed run can be read; the last row of metrics.csv may be cut, which --resume drops."""
   try:
     for path in folder.rglob('*.npz'):
+      if path.stem.endswith('.part'):  # half of a file that was to be moved to its place when whole
+        continue
       with np.load(path) as file:
         for name in file:
           file[name]
@@ -213,7 +215,8 @@ def main():
           row = killer.kill_launcher(name) if arguments.launcher else killer.kill(case, f'{name}_{attempt}')
           if row:
             break
-        all_fine = all_fine and row is not None and row.pop('fine')
+        fine = row is not None and row.pop('fine')
+        all_fine = all_fine and fine
         row = dict(row or dict(killed=case, said='ended before each kill'), figure=arguments.figure, number=number)
         print(row, flush=True)
         if arguments.write:
