@@ -507,9 +507,9 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
       'pong': (['--level_name=atari/pong', '--preset=laptop'], dict(
           WHOLE_GAMES, unroll_length='20,5.05e7:40', max_episode_len='3000,5.05e7:10000', discounting='0.97,5.05e7:0.98',
           entropy_cost='0.003,5.05e7:0.0005', total_environment_frames=8.64e7)),
-      'fishing_derby': (['--preset=fishing_derby', '--n_minibatches=2'], dict(
+      'fishing_derby': (['--preset=fishing_derby', '--parallel_episodes=8'], dict(
           WHOLE_GAMES, level_name='atari/fishing_derby', gae_lambda=0.99, normalise_advantages=True, least_reward=0.0,
-          num_action_repeats=8, update_epochs=3, n_minibatches=2, learning_rate=3e-4)),
+          num_action_repeats=8, update_epochs=3, n_minibatches=4, learning_rate=3e-4)),
       'another': (['--level_name=atari/breakout', '--preset=laptop'], dict(
           WHOLE_GAMES, unroll_length=20, max_episode_len=3000, discounting=0.97)),
       'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(
@@ -520,7 +520,7 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
                          reward_scale=1.0, **PUBLISHED))}
   config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
   for name, (flags, expected) in cases.items():
-    started = script('main').start(*flags, '--parallel_episodes=2', f'--result_dir={tmp_path}', f'--run_name={name}')
+    started = script('main').start('--parallel_episodes=2', *flags, f'--result_dir={tmp_path}', f'--run_name={name}')
     kill_when(config[name].exists, started)
     values = json.loads(config[name].read_text())['flags']
     assert {key: values[key] for key in expected} == expected, name
