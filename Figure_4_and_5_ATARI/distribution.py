@@ -32,7 +32,7 @@ flags.DEFINE_integer('n_workers', 1, 'processes on this machine that share each 
 flags.DEFINE_enum('cluster', None, ['slurm'], 'who says which process of several this is; default: TF_CONFIG, where it is set')
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PATIENCE = 60  # seconds within which all workers must have come, and within which they end if one fails
+PATIENCE = 55  # seconds within which all workers must have come, and within which they end if one fails
 SPEAK_UNLESS_TOLD = '''
 import sys, threading
 told = threading.Event()

@@ -225,6 +225,17 @@ def test_surroundings_that_make_no_sense(script, tmp_path):
       assert words in err and err.count('error: ') == err.count('\n') == 1, err
 
 
+def test_a_worker_that_ends_while_they_come_together(script, tmp_path):
+  """The other, which TensorFlow holds, ends all the same, with a sentence."""
+  ports = free_ports(2)
+  with socket.create_server(('127.0.0.1', ports[1])) as other:
+    other.settimeout(60)
+    process = start(script, tmp_path, env=tf_config(ports, 0), before='import distribution; distribution.PATIENCE = 4')
+    other.accept()[0].close()
+  _, err = end(script, process, 1)
+  assert 'error: the workers did not come together within 4 s' in err
+
+
 @pytest.mark.parametrize('text, words', [
     ('no JSON', 'no JSON'), ('{}', 'names no worker'), ('[1]', 'names no worker'),
     ('{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
