@@ -61,8 +61,13 @@ class Popen:
 
 
 class Subprocess:
-  """The module `subprocess` as distribution sees it."""
-  PIPE, Popen = distribution.subprocess.PIPE, Popen
+  """The module `subprocess` as distribution sees it: workers are forked, other programs are started."""
+  PIPE = distribution.subprocess.PIPE
+  start = distribution.subprocess.Popen
+
+  @classmethod
+  def Popen(cls, command, **options):
+    return Popen(command, **options) if 'start_new_session' in options else cls.start(command, **options)
 
 
 distribution.subprocess = Subprocess

@@ -181,7 +181,8 @@ def test_killed_worker_ends_all_with_a_sentence(script, tmp_path, victim):
     time.sleep(0.02)
   assert time.monotonic() - killed < 62
   assert ('signal 9' in err) == (victim != 'launcher')
-  assert ('goes on after iteration' in err) == (victim == 'other')  # the leader says so itself
+  if victim != 'launcher':  # whose leader may or may not still have a terminal to say so on
+    assert ('goes on after iteration' in err) == (victim == 'other')  # the leader says so itself
   done = int(max((folder / 'checkpoints').glob('*.npz'), key=lambda path: int(path.stem)).stem)
   end(script, start(script, tmp_path, f'--n_iter={done + 2}', '--resume'))
   assert [row['iteration'] for row in rows(tmp_path)] == list(range(1, done + 3))
