@@ -11,6 +11,7 @@ import program
 from absl import flags
 
 from classifier import RATE_OVER, Settings
+import devices
 from files import UserError
 from lsnn import exp_decay
 from networks import LSNNLayer, LSTMLayer, Network
@@ -72,7 +73,7 @@ def main():
   else:
     program.preset(n_neuron=800)
   n = FLAGS.n_neuron
-  with experiment.devices():
+  with devices.scope():
     corpus = training.load_corpus()
     if FLAGS.model == 'lsnn':
       n_regular = int(FLAGS.n_split * n)

@@ -11,6 +11,7 @@ import program
 from absl import flags
 
 from classifier import RATE_OVER, Settings
+import devices
 from files import UserError
 from lsnn import exp_decay
 from networks import LSNNLayer, Network
@@ -60,7 +61,7 @@ def main():
     raise UserError('by e-prop each layer learns from the readout: it needs --loss_from_all_layers')
   if FLAGS.tau_out <= 0:
     raise UserError('--tau_out must be positive')
-  with experiment.devices():
+  with devices.scope():
     corpus = training.load_corpus()
     layers = [LSNNLayer(neurons.make(FLAGS.n_regular, FLAGS.n_adaptive, k), 1 if k else FLAGS.n_repeat, bptt, FLAGS.eprop_impl,
                         FLAGS.rec) for k in range(FLAGS.n_layer)]

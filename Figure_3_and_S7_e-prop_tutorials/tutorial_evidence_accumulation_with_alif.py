@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import devices
 import eprop
 from eprop import FEEDBACK, IMPLEMENTATIONS, eligibility_traces, feedback_matrix
 from experiment import rng
@@ -129,7 +130,7 @@ def make_trainer():
     rewiring = Rewiring(rng('wiring'), task.n_in, cell.units, FLAGS.dtype, FLAGS.seed, FLAGS.connectivity, FLAGS.dale,
                         FLAGS.proportion_excitatory, FLAGS.learning_rate, FLAGS.l1, FLAGS.rewiring_temperature)
     arrays.update(rewiring.initial_weights)
-  learner = Learner(cell, readout, regularisation, not FLAGS.eprop, FLAGS.eprop_impl, experiment.n_shards(task.n_batch))
+  learner = Learner(cell, readout, regularisation, not FLAGS.eprop, FLAGS.eprop_impl, devices.n_shards(task.n_batch))
   # Typed constants: Keras rounds Python's floats to float32, which a float64 run would show.
   typed = np.dtype(FLAGS.dtype).type
   optimizer = keras.optimizers.Adam(FLAGS.learning_rate, typed(0.9), typed(0.999), epsilon=1e-8)
@@ -253,7 +254,7 @@ def main():
   check_flags()
   tf.debugging.set_log_device_placement(FLAGS.device_placement)
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, not FLAGS.eprop, FLAGS.n_iter)
-  with experiment.devices():
+  with devices.scope():
     trainer = make_trainer()
     validation_error = tf.Variable(1.0, dtype=tf.float64)
     run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS,

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import devices
 import drawing
 import eprop
 import files
@@ -122,7 +123,7 @@ def draw(run, trainer, y):
 
 
 def main():
-  with experiment.devices():
+  with devices.scope():
     errors = gradient_errors(CurrentBasedNeuron(20, dtype='float64'))
     print('gradient against autodiff, largest relative difference: ' + ', '.join(f'{k} {v:.1g}' for k, v in errors.items()))
     if not max(errors.values()) < TOLERANCE:

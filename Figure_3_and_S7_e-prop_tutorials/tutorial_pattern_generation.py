@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import devices
 import eprop
 from eprop import FEEDBACK, IMPLEMENTATIONS, eligibility_traces, feedback_matrix
 from experiment import rng
@@ -109,7 +110,7 @@ def make_trainer():
   else:
     arrays = initial_weights(feedback)
   task = make_task(arrays)
-  learner = Learner(*make_network(FLAGS.dtype), bptt, FLAGS.eprop_impl, experiment.n_shards(task.n_batch))
+  learner = Learner(*make_network(FLAGS.dtype), bptt, FLAGS.eprop_impl, devices.n_shards(task.n_batch))
   return Trainer(learner, task, arrays, feedback, keras.optimizers.SGD(FLAGS.learning_rate), FLAGS.readout_decay)
 
 
@@ -216,7 +217,7 @@ def main():
     raise UserError('--log_gradient_angle compares e-prop with BPTT: it needs --eprop_or_bptt=eprop')
   is_bptt = FLAGS.eprop_or_bptt == 'bptt'
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, is_bptt, FLAGS.n_iter)
-  with experiment.devices():
+  with devices.scope():
     trainer = make_trainer()
     run = experiment.Run('tutorial_pattern_generation', COLUMNS, trainer.variables(), FREE_FLAGS)
     train(run, trainer, exported)

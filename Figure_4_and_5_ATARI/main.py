@@ -18,6 +18,7 @@ import tensorflow as tf
 from agent import by_name
 import checkpoints
 import configuration
+import devices
 import files
 from files import UserError
 import machine
@@ -59,10 +60,10 @@ def evaluate():
 def main():
   configuration.set_flags()
   if FLAGS.mode != 'train':
-    with experiment.device():
+    with devices.one():
       evaluate()
     return
-  with experiment.devices(mirrored=False):
+  with devices.scope(mirrored=False):
     training.train()
 
 

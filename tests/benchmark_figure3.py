@@ -9,6 +9,7 @@ EVIDENCE, PATTERN = (str(FOLDER / f'tutorial_{name}.py') for name in ('evidence_
 def make_iteration(rule, impl, n_batch=64, n_steps=2250, n_rec=100):
   """A function that draws one batch of evidence accumulation, computes its gradient and updates the weights."""
   import experiment
+  import devices
   import keras
   import machine
   import numpy as np
@@ -24,7 +25,7 @@ def make_iteration(rule, impl, n_batch=64, n_steps=2250, n_rec=100):
   cell = ALIF(n_rec, beta=np.repeat([0, 1.7 * (1 - rho) / (1 - alpha)], n_rec // 2), n_refractory=5)
   rng = np.random.default_rng(0)
   arrays = dict(random_weights(rng, task.n_in, n_rec), w_out=rng.standard_normal((n_rec, 2)) / np.sqrt(n_rec))
-  learner = Learner(cell, Readout(np.float32(alpha)), RateCost(1.0, 0.01), rule == 'bptt', impl, experiment.n_shards(n_batch))
+  learner = Learner(cell, Readout(np.float32(alpha)), RateCost(1.0, 0.01), rule == 'bptt', impl, devices.n_shards(n_batch))
   trainer = Trainer(learner, task, arrays, 'symmetric', keras.optimizers.Adam(0.005, epsilon=1e-8))
   batches = experiment.prefetched(lambda k: trainer.batch('train', k), 0)
   return lambda: float(trainer.update(*next(batches)).task_loss)

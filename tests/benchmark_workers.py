@@ -64,6 +64,7 @@ def work():
     import tutorial_evidence_accumulation_with_alif  # noqa: F401, whose flags say what is computed
   import experiment
   from absl import flags
+  import devices
   import numpy as np
   import replicas
   import tensorflow as tf
@@ -74,7 +75,7 @@ def work():
     flags.DEFINE_integer('n_batch', 32, 'utterances')
 
   def main():
-    with experiment.devices():
+    with devices.scope():
       measured = dict(iteration=median_seconds(make_iteration(FLAGS.n_batch), FLAGS.n_timed))
       for name, n in NUMBERS.items():
         x = np.ones(n, np.float32)

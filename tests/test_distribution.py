@@ -33,6 +33,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import devices
 import distribution
 import replicas
 
@@ -71,7 +72,7 @@ def train():
 
 
 def main():
-  with experiment.devices():
+  with devices.scope():
     train()
 
 

@@ -12,6 +12,7 @@ import experiment
 import program
 from absl import flags
 import checkpoints
+import devices
 import numpy as np
 import tensorflow as tf
 
@@ -28,7 +29,7 @@ flags.DEFINE_string('data', 'a', 'what it learns from')
 
 
 def main():
-  with experiment.device():
+  with devices.one():
     weights = dict(w_in=tf.Variable(np.zeros((FLAGS.n_in, 2)), dtype=FLAGS.dtype), count=tf.Variable(0))
     if FLAGS.init_from:
       checkpoints.restore(dict(w_in=weights['w_in']), FLAGS.init_from)
