@@ -64,7 +64,8 @@ def _check_regular(path):
     raise UserError(f'{path} is no regular file' if os.path.exists(path) else f'no file {path}')
 
 
-def _read_text(path):
+def read_text(path):
+  """Text of a file in UTF-8. Raises UserError if there is none, or it is no such text."""
   _check_regular(path)
   try:
     with open(path, encoding='utf-8-sig', newline='') as file:  # some editors put a mark before the text
@@ -111,7 +112,7 @@ def read_json(path, required=(), numbers=()):
     raise ValueError(f'{text} is no JSON')
 
   try:
-    values = json.loads(_read_text(path), parse_constant=refuse)
+    values = json.loads(read_text(path), parse_constant=refuse)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is damaged: {error or "it is no JSON"}') from None
   if not isinstance(values, dict):
@@ -151,7 +152,7 @@ def read_csv(path, texts=(), numbers=(), integers=(), filled=(), n_rows=None):
     UserError: the file is missing, empty, torn or another table.
   """
   try:
-    header, *rows = list(csv.reader(io.StringIO(_read_text(path)), strict=True)) or [[]]
+    header, *rows = list(csv.reader(io.StringIO(read_text(path)), strict=True)) or [[]]
   except csv.Error as error:
     raise UserError(f'{path} is damaged: {error}') from None
   missing = [name for name in (*texts, *numbers, *integers) if name not in header]

@@ -211,8 +211,7 @@ def filled(text):
 
 
 def main():
-  with open(FLAGS.readme, encoding='utf-8') as file:
-    text = file.read()
+  text = files.read_text(FLAGS.readme)
   new = filled(text)
   if new != text:
     files.write_text(FLAGS.readme, new)

@@ -90,9 +90,10 @@ def test_results_of_the_root_page_are_those_of_the_folders_pages():
   assert found > 20
 
 
-def test_figure_3s_page_names_its_files():
-  page = (FOLDER / 'README.md').read_text(encoding='utf-8')
-  assert [file.name for file in [*FOLDER.glob('*.py'), *FOLDER.glob('*.ipynb')] if file.name not in page] == []
+@pytest.mark.parametrize('folder', sorted(ROOT.glob('Figure_*')), ids=lambda folder: folder.name)
+def test_a_figures_page_names_its_files(folder):
+  page = (folder / 'README.md').read_text(encoding='utf-8')
+  assert [file.name for file in [*folder.glob('*.py'), *folder.glob('*.ipynb')] if file.name not in page] == []
 
 
 def test_figure_2s_page_has_the_numbers_of_its_tables(tmp_path):
@@ -102,6 +103,10 @@ def test_figure_2s_page_has_the_numbers_of_its_tables(tmp_path):
   subprocess.run([sys.executable, folder / 'readme_tables.py', f'--readme={page}'], check=True, timeout=120)
   blocks = lambda text: re.findall(r'<!-- \w+ -->\n.*?<!-- end -->', text, flags=re.S)
   assert blocks(page.read_text(encoding='utf-8')) == blocks(text) and len(blocks(text)) >= 7
+  page.write_bytes(b'\xff')
+  ended = subprocess.run([sys.executable, folder / 'readme_tables.py', f'--readme={page}'],
+                         capture_output=True, text=True, timeout=120)
+  assert ended.returncode == 2 and ended.stderr == f'error: {page} is damaged: it is not text in UTF-8\n'
 
 
 def test_worked_numbers_of_the_page_are_right():
