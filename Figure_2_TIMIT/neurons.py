@@ -1,10 +1,11 @@
 """The LIF and ALIF neurons of figure 2, by their published flags."""
 from absl import flags
 import numpy as np
+import tensorflow as tf
 
 from experiment import rng
 from files import UserError
-from lsnn import ALIF, exp_decay, Neuron, spike
+from lsnn import ALIF, exp_decay, spike
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float('tau_a', 200.0, 'time constant of the threshold adaptation [ms]', 1e-3, 1e6)
@@ -13,8 +14,8 @@ flags.DEFINE_bool('tau_a_spread', False, 'draw time constants of adaptation, eac
 flags.DEFINE_bool('tau_v_spread', False, 'draw membrane time constants, each neuron\'s from tau_v and half of it')
 flags.DEFINE_float('beta', 1.8, 'strength of adaptation, multiplied by (1 - rho) / (1 - alpha)', lower_bound=0.0)
 flags.DEFINE_float('thr', 0.01, 'threshold, divided by (1 - alpha)', 1e-6, 1e6)
-flags.DEFINE_enum('adapt_to', 'spikes', ['spikes', 'crossings'], 'what raises a threshold: spikes, or, as in the published LSNN, '
-                  'also crossings of the threshold that the refractory period keeps from being spikes')
+flags.DEFINE_enum('adapt_to', 'crossings', ['crossings', 'spikes'], 'what raises a threshold: as published, each crossing, '
+                  'also those that the refractory period keeps from being spikes; or spikes alone')
 flags.DEFINE_integer('n_ref', 2, 'refractory period [steps]', 0, 10 ** 4)
 flags.DEFINE_float('dt', 1.0, 'length of a network step [ms]', 0.01, 100.0)
 flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', 0.0, 1e6)
@@ -23,14 +24,31 @@ flags.DEFINE_float('dampening_factor', 0.3, 'height of the pseudo-derivative', 0
 class CrossingsALIF(ALIF):
   """ALIF neurons whose thresholds adapt to every crossing, those within the refractory period included: as published, where the
   past spike is computed anew from the state. Arguments as ALIF."""
-  # ALIF's own formulas know of no second kind of spike; the general ones differentiate `step`.
-  remember, spikes, initial_adjoint, adjoint_step, initial_eps, trace_step = (
-      Neuron.remember, Neuron.spikes, Neuron.initial_adjoint, Neuron.adjoint_step, Neuron.initial_eps, Neuron.trace_step)
 
   def step(self, current, z_network, state):
     """As Neuron.step."""
-    crossing = spike((state.v - self.thr - self.beta * state.a) / self.thr, self.dampening_factor)
+    crossing = spike(self.distance(state.v, state.a, 0), self.dampening_factor)
     return super().step(current, z_network, state._replace(z=crossing))
+
+  def remember(self, current, before, after):
+    """h [B, N] as without a refractory period, from which crossings and pseudo-derivative follow; where they are spikes."""
+    return self.distance(after.v, after.a, 0), before.r <= 0
+
+  def spikes(self, memory):
+    """As Neuron.spikes."""
+    h, free = memory
+    return spike(h, self.dampening_factor) * tf.cast(free, h.dtype)
+
+  def adjoint_step(self, memory, dz, adjoint):
+    """As Neuron.adjoint_step: what comes from others passes through spikes, the neuron's own adaptation through crossings."""
+    h, free = memory
+    return super().adjoint_step(h, dz * tf.cast(free, h.dtype), adjoint)
+
+  def trace_step(self, memory, pre, eps):
+    """As Neuron.trace_step."""
+    h, free = memory
+    e, eps = super().trace_step(h, pre, eps)
+    return e * tf.cast(free, h.dtype)[:, None], eps
 
 
 def make(n_regular, n_adaptive, layer):

@@ -26,7 +26,7 @@ VARIANTS = {  # flags beside SETTINGS
     'rates of the utterances alone': ['--reg_over=utterances'],
     'reversed at the end of each utterance': ['--reverse=utterance'],
     'batches of similar length': ['--batch_order=length'],
-    'thresholds adapt to crossings': ['--adapt_to=crossings'],
+    'thresholds adapt to spikes': ['--adapt_to=spikes'],
     'a blank class': ['--blank_class'],
     'preset fast': ['--preset=fast']}
 PUBLISHED = {60: 0.695, 120: 0.470, 180: 0.409, 240: 0.368}  # one run of the published program, measured with TensorFlow 1.15

@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -164,22 +165,26 @@ def test_learning_rate_ramps_and_window_crops(dataset, tmp_path):
   np.testing.assert_allclose(rates[100:112], [0.01] * 10 + [0.003] * 2, rtol=1e-12)
 
 
-def test_published_constants(dataset, tmp_path):
-  """Defaults of flags, as config.json has them."""
-  neuron = dict(tau_v=20, n_ref=2, beta=1.8, thr=0.01, dt=1, dampening_factor=0.3)
+def test_constants(dataset, tmp_path):
+  """Values of flags, as config.json has them: the published ones by default, others where a preset is asked for."""
+  neuron = dict(tau_v=20, n_ref=2, beta=1.8, thr=0.01, dt=1, dampening_factor=0.3, adapt_to='crossings')
   common = dict(lr_decay=0.3, adam_epsilon=1e-5, adam=True)
-  expected = {
-      LSNN: dict(neuron, **common, tau_a=200, tau_out=3, psp_out=True, ramping_learning_rate=True, readout_decay=1e-2, l2=1e-5,
-                 lr_init=0.01, lr_decay_every=-1, reg=50, reg_rate=10, reg_over='batch', reverse='batch', momentum=0.9,
-                 drop_out_probability=-1, truncT=-1, gd_noise=0.036, noise_step_start=-1, cell_train=True, rec=True),
-      LSTM: dict(common, readout_decay=1e-3, l2=1e-5, lr_init=0.01, lr_decay_every=500, init_scale=0, reverse='batch'),
-      CTC: dict(neuron, **common, tau_a=500, tau_out=3, n_split=0.1, reg=0, reg_rate=10, readout_decay=1e-4, l2=0, lr_init=1e-3,
-                lr_decay_every=15, init_scale=0.1, drop_out_probability=0.7, grad_clip=1, momentum=0.9,
-                loss_from_all_layers=False, peephole=True, noise_epoch_start=0, reverse='utterance')}
-  for name, constants in expected.items():
-    call(name, '--smoke', '--n_epochs=1', '--plot=False', f'--dataset={dataset}', f'--result_dir={tmp_path}', '--run_name=a')
+  lsnn = dict(neuron, **common, tau_a=200, tau_out=3, psp_out=True, ramping_learning_rate=True, readout_decay=1e-2, l2=1e-5,
+              lr_init=0.01, lr_decay_every=-1, reg=50, reg_rate=10, reg_over='batch', reverse='batch', batch_order='random',
+              momentum=0.9, drop_out_probability=-1, truncT=-1, gd_noise=0.036, noise_step_start=-1, cell_train=True, rec=True)
+  cases = [
+      (LSNN, [], lsnn),
+      (LSNN, ['--preset=fast'], dict(lsnn, adapt_to='spikes', reg=20, reg_rate=20, batch_order='length', lr_decay_every=924)),
+      (LSNN, ['--preset=fast', '--adapt_to=crossings', '--reg=30'], dict(adapt_to='crossings', reg=30, reg_rate=20)),
+      (LSTM, [], dict(common, readout_decay=1e-3, l2=1e-5, lr_init=0.01, lr_decay_every=500, init_scale=0, reverse='batch')),
+      (CTC, [], dict(neuron, **common, tau_a=500, tau_out=3, n_split=0.1, reg=0, reg_rate=10, readout_decay=1e-4, l2=0,
+                     lr_init=1e-3, lr_decay_every=15, init_scale=0.1, drop_out_probability=0.7, grad_clip=1, momentum=0.9,
+                     loss_from_all_layers=False, peephole=True, noise_epoch_start=0, reverse='utterance'))]
+  for name, given, constants in cases:
+    call(name, '--smoke', '--n_epochs=1', '--plot=False', *given, f'--dataset={dataset}', f'--result_dir={tmp_path}', '--run_name=a')
     flags = json.loads((tmp_path / name / 'a' / 'config.json').read_text())['flags']
-    assert {key: flags[key] for key in constants} == pytest.approx(constants), name
+    assert {key: flags[key] for key in constants} == pytest.approx(constants), (name, given)
+    shutil.rmtree(tmp_path / name)
 
 
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(dataset, tmp_path):
