@@ -1,8 +1,9 @@
-"""Compares agents over seeds: all neurons, LIF neurons alone, the readout alone, BPTT, the preset with some published values.
+"""Compares agents over seeds: all neurons, LIF neurons alone, the readout alone, BPTT, the preset with some other values.
 
   python compare_learning_rules.py --level_name=catch --rules=eprop
   python compare_learning_rules.py --level_name=catch_cue_delay
   python compare_learning_rules.py --level_name=atari/pong --rules=eprop,published_discounting --n_seeds=1    the beginning only
+  python compare_learning_rules.py --level_name=atari/pong --frames=1e7 --rules=eprop,bptt,readout --n_seeds=1
   python compare_learning_rules.py --level_name=catch_cue_delay --replot    the figure from the CSV, no training
 
 Every run is one call of main.py. Stopped at any moment, the same command goes on: finished runs are kept, an unfinished one
@@ -27,6 +28,9 @@ RULES = {  # flags of main.py
     'lif': ['--fraction_adaptive=0'],
     'readout': ['--cell_train=False'],
     'bptt': ['--nouse_eprop'],
+    'clipped_updates': ['--update_epochs=3', '--n_minibatches=4', '--unroll_length=32', '--normalise_advantages',
+                        '--gae_lambda=0.95', '--discounting=0.99', '--learning_rate=3e-4', '--learning_rate_heads=3',
+                        '--entropy_cost=0.01', '--baseline_cost=0.5', '--critic_warmup_frames=2e5'],
     'published_adam': ['--epsilon=1', '--learning_rate=1e-3', '--learning_rate_heads=1'],
     'published_updates': ['--apply_after_end', '--unroll_length=100'],
     'published_cnn': ['--reg_factor_cnn=1e8'],
@@ -45,15 +49,18 @@ PONG = 'atari/pong'
 TITLES = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, paddle free after '
           f'{catch.N_LOCKED} of {catch.N_ROWS - 1} steps', PONG: 'Pong, the beginning of training'}
 FLAGS_OF = {level_name: ['--eval_episodes=1024'] for level_name in ('catch', 'catch_cue_delay')}  # of all agents
-FLAGS_OF[PONG] = ['--n_processes=1', '--total_environment_frames=1.6e6', '--eval_episodes=32']
+FLAGS_OF[PONG] = ['--n_processes=1', '--eval_episodes=32']
 
 flags.DEFINE_enum('level_name', 'catch_cue_delay', list(TITLES), 'the game')
+flags.DEFINE_float('frames', 1.6e6, 'emulator frames of each run of Pong; the files of others than these bear their number',
+                   lower_bound=1)
 FLAGS.set_default('rules', 'eprop,lif,readout')
 
 
 def short_name():
   """Of the game, for files."""
-  return FLAGS.level_name.removeprefix('atari/')
+  of_length = FLAGS.level_name == PONG and FLAGS.frames != FLAGS['frames'].default
+  return FLAGS.level_name.removeprefix('atari/') + (f'_{FLAGS.frames / 1e6:g}M' if of_length else '')
 
 
 def block_length():
@@ -87,6 +94,7 @@ def train_all(path, curve_path):
   """Trains, and writes the CSV files after each run, where the runs not asked for stay; returns whether all have finished."""
   arguments = [f'--level_name={FLAGS.level_name}', '--preset=laptop', '--do_plot=False', *comparison.common_arguments()]
   arguments += [] if FLAGS.smoke else FLAGS_OF[FLAGS.level_name]
+  arguments += [f'--total_environment_frames={FLAGS.frames:g}'] if FLAGS.level_name == PONG and not FLAGS.smoke else []
   folder = comparison.folder_of(short_name(), 'main')
   job_of = lambda rule, seed: comparison.Job(f'{rule} seed {seed}', 'main', os.path.join(folder, f'{rule}_seed{seed}'),
                                              [*arguments, f'--seed={seed}', *RULES[rule]])

@@ -17,6 +17,7 @@ RULES = {  # label, colour and line style of each agent in comparisons
     'lif': ('LIF only, e-prop', palette.ORANGE, '-'),
     'readout': ('readout alone', palette.GREY, '--'),
     'bptt': ('ALIF + LIF, BPTT', palette.BLACK, '-'),
+    'clipped_updates': ('twelve clipped updates per window', palette.VERMILION, '-'),
     'published_adam': ('published epsilon and rates of Adam', palette.GREEN, '-'),
     'published_updates': ('published updates, once in an iteration', palette.ORANGE, '-'),
     'published_cnn': ('published reg_factor_cnn, 1e8', palette.SKY, '--'),
