@@ -120,7 +120,7 @@ class Run:
 
   Raises:
     UserError: the run exists and --resume was not given, or the other way round; its flags, data or checkpoint do not fit;
-      another process is writing it.
+      another process is writing it; the workers' data differ.
   """
 
   def __init__(self, script, columns, variables, free_flags=(), data=None):
@@ -134,6 +134,7 @@ class Run:
     own = dict(run_iteration=self._iteration, run_seconds=self._seconds, run_stopped=self._stopped)
     variables = dict(variables, **own)
     self.folder = os.devnull
+    distribution.require_same('data', data or {})
     if replicas.leads():
       self._open(script, variables, data)
     for variable, value in zip(variables.values(), replicas.from_leader([v.numpy() for v in variables.values()])):

@@ -5,6 +5,7 @@ batch is summed over the replicas (`all_sum`), so that all hold the same numbers
 writes files. With one device all this does nothing. distribution.py brings workers together.
 """
 import types
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ def join(strategy=None, worker=0, n_workers=1):
   vars(_here).update(strategy=strategy, worker=worker, n_workers=n_workers, n_local=1)
   if strategy is not None:
     _here.n_local = strategy.num_replicas_in_sync // n_workers
-    _here.total = function(_total)
+    _here.sums = {}
 
 
 def several():
@@ -181,7 +182,12 @@ def total(arrays):
     return arrays
   arrays = [np.asarray(array) for array in arrays]
   flat = np.concatenate([array.ravel() for array in arrays], dtype=np.result_type(np.float32, *arrays))
-  parts = np.split(_here.total(flat).numpy(), np.cumsum([array.size for array in arrays])[:-1])
+  kind = (flat.size, flat.dtype)
+  if kind not in _here.sums:  # built here, because TensorFlow warns of a function that it has to build often by itself
+    on_all = tf.function(lambda flat: _here.strategy.run(_total, (flat,)))
+    _here.sums[kind] = on_all.get_concrete_function(tf.TensorSpec(flat.shape, flat.dtype))
+  first = _here.strategy.experimental_local_results(_here.sums[kind](tf.constant(flat)))[0]
+  parts = np.split(first.numpy(), np.cumsum([array.size for array in arrays])[:-1])
   return [values.reshape(array.shape).astype(array.dtype) for values, array in zip(parts, arrays)]
 
 
@@ -193,3 +199,20 @@ def _total(flat):
 def from_leader(arrays):
   """The leader's arrays, as `total`."""
   return total(arrays if leads() else [np.zeros_like(array) for array in arrays])
+
+
+def differing(values):
+  """Names of the values that are not the same in all workers; all must call it.
+
+  Args:
+    values: dict of what `repr` tells apart, with the same names in all workers.
+
+  Returns:
+    list of str, the same in all.
+  """
+  if not values:  # TensorFlow dies of the sum of nothing
+    return []
+  here = np.array([zlib.crc32(repr(value).encode()) for value in values.values()], float)
+  [leaders] = from_leader([here])
+  [others] = total([(here != leaders).astype(float)])
+  return [name for name, is_other in zip(values, others) if is_other]

@@ -190,12 +190,18 @@ class Signals:
       for number, handler in before.items():
         signal.signal(number, handler)
 
-  def renew(self):
-    """Catches signals again that a library has begun to catch."""
-    for name in SIGNAL_NAMES:
-      number = getattr(signal, name, None)
-      if number is not None and signal.getsignal(number) == self._receive:
+  @contextlib.contextmanager
+  def kept(self):
+    """Within this, a library may begin to catch signals: they wait, and are caught as before afterwards."""
+    if hasattr(signal, 'pthread_sigmask'):
+      signal.pthread_sigmask(signal.SIG_BLOCK, self._caught)
+    try:
+      yield
+    finally:
+      for number in self._caught:
         signal.signal(number, self._receive)
+      if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._caught)
 
   @contextlib.contextmanager
   def patiently(self):

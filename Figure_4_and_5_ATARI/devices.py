@@ -26,10 +26,15 @@ def one():
     FLAGS.device = 'GPU:0' if 'GPU:0' in present else 'CPU:0'
     if FLAGS.device == 'CPU:0' and shutil.which('nvidia-smi'):
       print('TensorFlow finds no GPU on this machine; --device=GPU:0 says why', file=sys.stderr, flush=True)
+  _check(present)
+  return tf.device(FLAGS.device)
+
+
+def _check(present):
+  """Raises UserError unless --device is among these."""
   if FLAGS.device not in present:
     reason = _why_no_gpu() if FLAGS.device.startswith('GPU') and 'GPU:0' not in present else ''
     raise UserError(f'no device {FLAGS.device} on this machine; TensorFlow sees {", ".join(present)}{reason}')
-  return tf.device(FLAGS.device)
 
 
 def scope(mirrored=True):
@@ -46,7 +51,10 @@ def scope(mirrored=True):
   if strategy is None:
     return one()
   own = strategy.extended.worker_devices[0]
-  FLAGS.device = own.rpartition('device:')[2]
+  name = own.rpartition('device:')[2]
+  if FLAGS.device is not None:
+    _check([name])
+  FLAGS.device = name
   return strategy.scope() if mirrored else tf.device(own)
 
 

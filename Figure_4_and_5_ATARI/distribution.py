@@ -11,11 +11,14 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 import program
 from absl import flags
@@ -27,8 +30,8 @@ import replicas
 from files import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer('n_workers', 1, 'processes on this machine that share each batch; without meaning where TF_CONFIG or '
-                     '--cluster says it', 1, 1024)
+flags.DEFINE_integer('n_workers', 1, 'processes on this machine that share each batch; not where TF_CONFIG or --cluster names '
+                     'the workers', 1, 1024)
 flags.DEFINE_enum('cluster', None, ['slurm'], 'who says which process of several this is; default: TF_CONFIG, where it is set')
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -41,6 +44,8 @@ if not told.wait(float(sys.argv[1])):
   print(sys.argv[2], file=sys.stderr, flush=True)
 '''
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+ADDRESS = re.compile(r'(\[[^]/\s]+\]|[^:/\s]+):(\d+)')  # host:port
+TRACEBACK = 'Traceback (most recent call last)'
 EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,6 +67,9 @@ def start(mirrored=True):
     UserError: the surroundings make no sense, a port is in use, or a worker does not come.
   """
   addresses, index = workers_of_slurm() if FLAGS.cluster == 'slurm' else workers_of_tf_config()
+  if addresses and not FLAGS['n_workers'].using_default_value and FLAGS.n_workers not in (1, len(addresses)):
+    raise UserError(f'--n_workers={FLAGS.n_workers} is for this machine alone, but {"--cluster" if FLAGS.cluster else "TF_CONFIG"} '
+                    f'names the workers already ({len(addresses)}): leave out one of the two')
   if not addresses and FLAGS.n_workers > 1:
     sys.exit(supervise(FLAGS.n_workers))
   replicas.join()
@@ -71,21 +79,43 @@ def start(mirrored=True):
     on_cpu, gpus = (FLAGS.device or '').startswith('CPU'), tf.config.list_physical_devices('GPU')
     tf.config.set_visible_devices([] if on_cpu else gpus if mirrored else gpus[:1], 'GPU')
     meet(addresses, index)
-    with _impatient():
-      strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    machine.SIGNALS.renew()  # TensorFlow has taken SIGTERM for itself
+    with _impatient(), machine.SIGNALS.kept():  # TensorFlow takes SIGTERM for itself
+      try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+      except tf.errors.UnknownError as error:
+        raise UserError(f'worker {index} cannot use its address {addresses[index]} ({error.message})') from None
   elif mirrored and FLAGS.device is None and len(tf.config.list_physical_devices('GPU')) > 1:
     strategy = tf.distribute.MirroredStrategy()
   else:
     return None
   replicas.join(strategy, index, max(1, len(addresses)))
+  require_same('flags', {  # paths may differ from machine to machine
+      f'--{flag.name}': flag.value for flag in FLAGS.get_key_flags_for_module(sys.argv[0])
+      if flag.name not in program.FREE_FLAGS and flag.flag_type() != 'path'})
   return strategy
+
+
+def require_same(what, values):
+  """Refuses workers whose parts would not be of one batch; all must call it.
+
+  Args:
+    what: what the values are called, in the plural.
+    values: dict of what `repr` tells apart, with the same names in all workers.
+
+  Raises:
+    UserError: a value is not the same in all workers; raised in all.
+  """
+  differing = replicas.differing(values)
+  if differing:
+    with contextlib.suppress(*LOST):  # so that all have got this far
+      replicas.total([np.zeros(1)])
+    raise UserError(f'all workers need the same {what}, and these differ: {", ".join(differing)}')
 
 
 def _local_gpus():
   """Numbers of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES has them."""
-  seen = os.environ.get('CUDA_VISIBLE_DEVICES')
-  return seen.split(',') if seen else [str(k) for k in range(len(tf.config.list_physical_devices('GPU')))]
+  n, seen = len(tf.config.list_physical_devices('GPU')), os.environ.get('CUDA_VISIBLE_DEVICES')
+  return (seen.split(',') if seen else [str(k) for k in range(n)])[:n]
 
 
 @contextlib.contextmanager
@@ -118,25 +148,30 @@ def workers_of_tf_config():
     return [], 0
   try:
     config = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f'TF_CONFIG is no JSON ({error}): it needs {EXAMPLE}') from None
   try:
-    cluster, task = config['cluster'], config['task']
-    addresses = [*cluster.get('chief', []), *cluster.get('worker', [])]
-    index = int(task['index']) + (len(cluster.get('chief', [])) if task['type'] == 'worker' else 0)
-    known = task['type'] in ('chief', 'worker') and 0 <= index < len(addresses)
-    if not known or any(not 0 < int(address.rpartition(':')[2]) < 2 ** 16 for address in addresses):
+    groups = {kind: config['cluster'].get(kind, []) for kind in ('chief', 'worker')}
+    addresses = groups['chief'] + groups['worker']
+    own, index = groups[config['task']['type']], int(str(config['task']['index']))
+    ports = [int(ADDRESS.fullmatch(address)[2]) for address in addresses]
+    if not 0 <= index < len(own) or len(set(addresses)) < len(addresses) or not all(0 < port < 2 ** 16 for port in ports):
       raise ValueError
   except (AttributeError, KeyError, TypeError, ValueError):
-    raise UserError(f'TF_CONFIG names no worker that this process could be: it needs {EXAMPLE}') from None
-  return addresses, index
+    raise UserError(f'TF_CONFIG names no worker that this process could be, or an address twice: it needs {EXAMPLE}') from None
+  return addresses, addresses.index(own[index])
 
 
 def workers_of_slurm():
   """The same from the variables that srun sets; which GPUs a task sees is srun's to say (--gpus-per-task)."""
+  step = '.'.join(os.environ.get(name, '') for name in ('SLURM_JOB_ID', 'SLURM_STEP_ID'))
+  first_port = 10000 + zlib.crc32(step.encode()) % 20000  # so that steps on one node do not meet
   try:
-    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=2 ** 16, gpus_per_task=1, auto_set_gpu=False)
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=first_port, gpus_per_node=2 ** 16, gpus_per_task=1, auto_set_gpu=False)
     addresses = resolver.cluster_spec().as_dict()['worker']
+    if resolver.task_id is None:
+      raise ValueError('SLURM_PROCID is the number of no task')
   except (RuntimeError, ValueError) as error:
     raise UserError(f'--cluster=slurm, but this process was not started by srun ({error})') from None
   return addresses, resolver.task_id
@@ -149,7 +184,8 @@ def _impatient():
   The strategy's constructor waits for ever, and neither signals nor threads of Python get their turn meanwhile: another process
   speaks, and faulthandler's own thread ends this one.
   """
-  message = f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile'
+  message = (f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile, or another program '
+             'answers at its address')
   with open(os.devnull, 'w') as tracebacks, subprocess.Popen(
       [sys.executable, '-I', '-S', '-c', SPEAK_UNLESS_TOLD, str(PATIENCE), message], stdin=subprocess.PIPE) as speaker:
     faulthandler.dump_traceback_later(PATIENCE + 1, exit=True, file=tracebacks)
@@ -185,9 +221,9 @@ def meet(addresses, index, patience=None):
         try:
           socket.create_connection(end, timeout=1).close()
           break
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
           if time.monotonic() > until:
-            reason = error.strerror or error
+            reason = getattr(error, 'strerror', None) or error
             raise UserError(f'worker {k} at {addresses[k]} has not come within {patience} s ({reason})') from None
           time.sleep(0.1)
 
@@ -204,11 +240,12 @@ def supervise(n):
 
   Raises:
     UserError: there are fewer GPUs than workers.
+    machine.Interrupted: before the leader had begun, or twice.
   """
   gpus = [] if (FLAGS.device or '').startswith('CPU') else _local_gpus()
   if gpus and n > len(gpus):
     raise UserError(f'{n} workers cannot share {len(gpus)} GPU(s): give --n_workers={len(gpus)} at most, or --device=CPU:0')
-  program.if_interrupted(lambda: '--resume goes on from the last checkpoint')
+  program.if_interrupted(lambda: '--resume goes on from the last checkpoint, if there is one')
   with contextlib.ExitStack() as stack:
     ports = [stack.enter_context(socket.create_server(('127.0.0.1', 0))).getsockname()[1] for _ in range(n)]
   with contextlib.ExitStack() as stack:
@@ -220,8 +257,12 @@ def supervise(n):
     try:
       _wait(workers)
     except machine.Interrupted as error:
-      workers[0].send_signal(error.number)  # it ends after its iteration, with a checkpoint, and says so
-      _wait(workers)
+      workers[0].send_signal(signal.SIGTERM)  # it ends after its iteration, with a checkpoint, and says so
+      workers[0].wait()
+      if workers[0].poll() < 0:
+        raise
+      if workers[0].poll() == 128 + signal.SIGTERM:
+        return 128 + error.number
     return _exit_code([worker.poll() for worker in workers], logs)
 
 
@@ -249,16 +290,23 @@ def _wait(workers):
 
 def _exit_code(codes, logs):
   """What to exit with, after a sentence about what the leader cannot have said."""
-  failed = next((k for k, code in enumerate(codes) if code not in (None, 0, 1)), None)  # 1: because another one had ended
+  said = ['', *(_text(log) for log in logs[1:])]
+  failed = next((k for k, code in enumerate(codes)  # 1 without a traceback: because another one had ended
+                 if code not in (None, 0, 1) or code == 1 and TRACEBACK in said[k]), None)
   if codes[0] == 0 or failed is None:
     return codes[0] if codes[0] is not None else 1
   if codes[failed] < 0:
     print(f'error: worker {failed} of {len(codes)} was ended by signal {-codes[failed]}', file=sys.stderr, flush=True)
   elif failed > 0:
-    logs[failed].seek(0)
-    said = logs[failed].read().decode(errors='replace').strip().splitlines()
-    print(f'worker {failed} of {len(codes)}: ' + (said or [f'exit code {codes[failed]}'])[-1], file=sys.stderr, flush=True)
+    _, traceback, rest = said[failed].partition(TRACEBACK)
+    last = (said[failed].splitlines() or [f'exit code {codes[failed]}'])[-1]
+    print(f'worker {failed} of {len(codes)}: {traceback + rest or last}', file=sys.stderr, flush=True)
   return max(1, codes[failed])
+
+
+def _text(log):
+  log.seek(0)
+  return log.read().decode(errors='replace').strip()
 
 
 def _end(workers):

@@ -36,6 +36,9 @@ LARGEST_FLOAT = 3.4e38         # that float32 can hold
 class _PathParser(flags.ArgumentParser):
   """Paths, `~` and `~user` at their beginning expanded."""
 
+  def flag_type(self):
+    return 'path'
+
   def parse(self, argument):
     path = os.path.expanduser(argument)
     if path.startswith('~'):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import compare_workers
 import distribution
 import forks
+import machine
 import replicas
 from files import UserError
 from kills import free_ports, is_gone, tf_config
@@ -59,7 +61,8 @@ def train():
     return tf.reduce_sum(gradient ** 2), n, tf.cumsum(rows)[-1]
 
   variables = {{'w': w, **{{f'o{{k}}': v.value for k, v in enumerate(optimizer.variables)}}}}
-  run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), variables, ('n_iter', 'wait', 'fails'))
+  run = experiment.Run('program', ('loss', 'n', 'sum', 'total'), variables, ('n_iter', 'wait', 'fails'),
+                       dict(corpus=os.environ.get('CORPUS', 'one')))
   for iteration in run.iterations(FLAGS.n_iter, 1):
     time.sleep(FLAGS.wait)
     if replicas.leads() == (FLAGS.fails == 0) and FLAGS.fails >= 0:
@@ -161,18 +164,18 @@ def test_workers_compute_what_one_computes_and_resume_with_any_number(script, tm
   assert all(row['n'] == 7 for row in one)
 
 
-def wait_for(path):
+def wait_until(holds):
   until = time.monotonic() + 200
-  while not path.exists() and time.monotonic() < until:
+  while not holds() and time.monotonic() < until:
     time.sleep(0.02)
-  assert path.exists()
+  assert holds()
 
 
 @pytest.mark.parametrize('victim', ['leader', 'other', 'launcher'])
 def test_killed_worker_ends_all_with_a_sentence(script, tmp_path, victim):
   process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', '--checkpoint_seconds=0')
   folder = tmp_path / 'program' / 'run'
-  wait_for(folder / 'checkpoints' / '3.npz')
+  wait_until((folder / 'checkpoints' / '3.npz').exists)
   workers = [int(pid) for pid in pathlib.Path(f'/proc/{process[0]}/task/{process[0]}/children').read_text().split()]
   assert len(workers) == 2
   os.kill(dict(leader=workers[0], other=workers[1], launcher=process[0])[victim], signal.SIGKILL)
@@ -203,24 +206,81 @@ def test_interrupted_once(script, tmp_path, number):
   heard = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '  # also where tests run in the background
   process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', before=heard + FORKED)
   metrics = tmp_path / 'program' / 'run' / 'metrics.csv'
-  wait_for(metrics)
-  while metrics.read_text().count('\n') < 4:
-    time.sleep(0.02)
+  wait_until(lambda: metrics.exists() and metrics.read_text().count('\n') > 3)
   os.kill(process[0], number)
   _, err = end(script, process, 128 + number)
   assert 'interrupted; --resume --run_name=run goes on after iteration' in err
   assert len(rows(tmp_path)) == max(int(path.stem) for path in (tmp_path / 'program' / 'run' / 'checkpoints').glob('*.npz'))
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_before_anything_is_begun(script, tmp_path, number):
+  heard = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'
+  process = start(script, tmp_path, '--n_workers=2', before=heard)
+  children = pathlib.Path(f'/proc/{process[0]}/task/{process[0]}/children')
+  wait_until(lambda: len(children.read_text().split()) == 2)
+  workers = [int(pid) for pid in children.read_text().split()]
+  os.kill(process[0], number)
+  _, err = end(script, process, 128 + number)
+  assert err == 'error: interrupted; --resume goes on from the last checkpoint, if there is one\n'
+  wait_until(lambda: all(map(is_gone, workers)))  # one that was just being started notices it by its pipe
+  assert not (tmp_path / 'program').exists()
+
+
+def test_signals_that_a_library_begins_to_catch():
+  with machine.SIGNALS.caught(), pytest.raises(machine.Interrupted):
+    with machine.SIGNALS.kept():
+      os.kill(os.getpid(), signal.SIGTERM)
+      signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+def test_workers_that_are_not_told_the_same(script, tmp_path):
+  """Both say what differs."""
+  pairs = {'the same flags, and these differ: --n_iter\n': [(['--n_iter=3'], {}), (['--n_iter=4'], {})],
+           'the same flags, and these differ: --seed, --dtype\n': [([], {}), (['--dtype=float32', '--seed=1'], {})],
+           'the same data, and these differ: corpus\n': [([], {}), ([], dict(CORPUS='two'))]}
+  for words, pair in pairs.items():
+    ports = free_ports(2)
+    going = [start(script, tmp_path, *flags, env=dict(tf_config(ports, k), **env)) for k, (flags, env) in enumerate(pair)]
+    for process in going:
+      assert end(script, process, 2)[1] == 'error: all workers need ' + words
+  assert not (tmp_path / 'program').exists()
+
+
+def test_what_is_said_of_a_worker_that_fails(capsys):
+  lost, crashed = (open(os.devnull, 'rb'), tempfile.TemporaryFile())
+  crashed.write(b'iteration 1/3\nTraceback (most recent call last):\n  File "x.py", line 1, in <module>\nValueError: why\n')
+  with lost, crashed:
+    for codes, logs, code, words in [
+        ([1, 1], [None, crashed], 1, ['worker 1 of 2: Traceback', 'line 1', 'ValueError: why']),
+        ([1, 1], [None, lost], 1, []), ([0, 1], [None, crashed], 0, []), ([None, -9], [None, lost], 1, ['ended by signal 9']),
+        ([2, 2], [None, crashed], 2, [])]:
+      assert distribution._exit_code(codes, logs) == code
+      err = capsys.readouterr().err
+      assert all(word in err for word in words) and bool(err) == bool(words) and 'iteration' not in err, err
+
+
+def test_no_gpu_is_to_be_seen(monkeypatch):
+  for seen in ('', '-1', '0,1'):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', seen)
+    assert distribution._local_gpus() == []  # TensorFlow has none here
+
+
 def test_surroundings_that_make_no_sense(script, tmp_path):
   """One sentence and exit code 2 from the process that a user has started."""
   ports = free_ports(2)
   impatient = 'import distribution; distribution.PATIENCE = 1'
+  blind = 'import distribution; distribution.meet = lambda *_: None'  # to a program that takes the port a moment later
   with socket.create_server(('127.0.0.1', 0)) as taken:
     going = {'TF_CONFIG is no JSON': start(script, tmp_path, env=dict(TF_CONFIG='no JSON')),
              'TF_CONFIG names no worker': start(script, tmp_path, env=tf_config(ports, 2)),
              'not started by srun': start(script, tmp_path, '--cluster=slurm'),
              'of worker 0 cannot be used': start(script, tmp_path, env=tf_config([taken.getsockname()[1], ports[1]], 0)),
+             'worker 0 cannot use its address': start(script, tmp_path, env=tf_config([taken.getsockname()[1], ports[1]], 0),
+                                                      before=blind),
+             'TF_CONFIG names the workers already (1)': start(script, tmp_path, '--n_workers=2', env=tf_config(ports[:1], 0)),
+             'no device CPU:7 on this machine': start(script, tmp_path, '--n_workers=2', '--device=CPU:7'),
+             'a batch of 7 cannot be shared by 8 workers': start(script, tmp_path, '--n_workers=8', name='eight'),
              'has not come within 1 s': start(script, tmp_path, env=tf_config(ports, 0), before=impatient)}
     for words, process in going.items():
       _, err = end(script, process, 2)
@@ -243,7 +303,17 @@ def test_a_worker_that_ends_while_they_come_together(script, tmp_path):
     ('{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
     ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}', 'names no worker'),
     ('{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
-    ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "ps", "index": 0}}', 'names no worker')])
+    ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "ps", "index": 0}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": Infinity}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": true}}', 'names no worker'),
+    ('{"cluster": {"chief": ["c:3"], "worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}', 'names no worker'),
+    ('{"cluster": {"chief": ["c:3"], "worker": ["a:1"]}, "task": {"type": "chief", "index": 1}}', 'names no worker'),
+    ('{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
+    ('{"cluster": {"worker": {"1": "a:1", "2": "b:2"}}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', 'an address twice'),
+    ('{"cluster": {"worker": [":1", ":2"]}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
+    ('{"cluster": {"worker": ["a:1", "http://b:2"]}, "task": {"type": "worker", "index": 0}}', 'names no worker'),
+    ('[' * 100000, 'no JSON')], ids=lambda text: text[:80])
 def test_tf_config_that_makes_no_sense(monkeypatch, text, words):
   monkeypatch.setenv('TF_CONFIG', text)
   with pytest.raises(UserError, match=words):
@@ -259,15 +329,26 @@ def test_who_one_is(monkeypatch):
     assert distribution.workers_of_tf_config() == (['a:1', 'b:2', 'c:3'], index)
   with pytest.raises(UserError, match='not started by srun'):
     distribution.workers_of_slurm()
-  for name, value in dict(PROCID=2, STEP_NUM_TASKS=3, STEP_NODELIST='n[1-2]', STEP_TASKS_PER_NODE='2,1').items():
-    monkeypatch.setenv(f'SLURM_{name}', str(value))
-  assert distribution.workers_of_slurm() == (['n1:8888', 'n1:8889', 'n2:8888'], 2)
+  first_ports = []
+  for step in (0, 1):
+    for name, value in dict(JOB_ID=7, STEP_ID=step, PROCID=2, STEP_NUM_TASKS=3, STEP_NODELIST='n[1-2]',
+                            STEP_TASKS_PER_NODE='2,1').items():
+      monkeypatch.setenv(f'SLURM_{name}', str(value))
+    addresses, index = distribution.workers_of_slurm()
+    first_ports.append(int(addresses[0].removeprefix('n1:')))
+    assert (addresses[1:], index) == ([f'n1:{first_ports[-1] + 1}', f'n2:{first_ports[-1]}'], 2)
+  assert abs(first_ports[0] - first_ports[1]) > 3 and all(10000 <= port < 30000 for port in first_ports)
+  monkeypatch.setenv('SLURM_PROCID', '3')
+  with pytest.raises(UserError, match='the number of no task'):
+    distribution.workers_of_slurm()
 
 
 def test_workers_that_do_not_meet():
   a, b = free_ports(2)
   with pytest.raises(UserError, match=f'worker 1 at 127.0.0.1:{b} has not come within 0.3 s'):
     distribution.meet([f'127.0.0.1:{a}', f'127.0.0.1:{b}'], 0, 0.3)
+  with pytest.raises(UserError, match='worker 1 at .b:1 has not come within 0.3 s'):
+    distribution.meet([f'127.0.0.1:{a}', '.b:1'], 0, 0.3)  # no name of a host
   with socket.create_server(('127.0.0.1', a)), pytest.raises(UserError, match=f'port {a} of worker 0 cannot be used'):
     distribution.meet([f'127.0.0.1:{a}', f'127.0.0.1:{b}'], 0, 0.3)
   with socket.create_server(('127.0.0.1', b)):
