@@ -112,7 +112,7 @@ def print_table(path):
 def main():
   program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
   comparison.choose('network', FLAGS.networks, NETWORKS)
-  comparison.prepare(result_plots.RULES)
+  comparison.prepare(result_plots.RULES, ('n_epochs',))
   corpus = os.path.abspath(FLAGS.dataset or data.folder_of(FLAGS.result_dir, 'nltk_sample', 'fbank'))
   path, curves = (os.path.join(FLAGS.out, f'{kind}_{os.path.basename(corpus)}.csv') for kind in ('comparison', 'curves'))
   if FLAGS.replot:

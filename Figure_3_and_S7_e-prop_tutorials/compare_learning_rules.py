@@ -93,7 +93,7 @@ def main():
   script, all_rules, n_iter = TASKS[FLAGS.task]
   program.apply_smoke(n_seeds=1, n_iter=2, n_batch=None if FLAGS.task == 'pattern_generation' else 4,
                       out=os.path.join(FLAGS.result_dir, script + '_comparison_smoke'))
-  comparison.prepare(list(all_rules))
+  comparison.prepare(list(all_rules), ('n_iter', 'n_batch'))
   path = os.path.join(FLAGS.out, f'comparison_{FLAGS.task}.csv')
   rules = {rule: all_rules[rule] for rule in FLAGS.rules or all_rules}
   complete = FLAGS.replot or train_all(script, rules, FLAGS.n_iter or n_iter, path)

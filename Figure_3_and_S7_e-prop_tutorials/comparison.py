@@ -28,7 +28,8 @@ flags.DEFINE_integer('n_seeds', 5, 'seeds 0, 1, ... of each rule', 1, 10 ** 4)
 flags.DEFINE_integer('n_parallel', 2, 'runs side by side, each on its share of the cores', lower_bound=1)
 flags.DEFINE_bool('replot', False, 'draw the figures from the CSV without training')
 flags.DEFINE_bool('collect', False, 'tables and figures of the runs that have finished, without training')
-program.DEFINE_path('out', os.path.join(HERE, 'figures'), 'folder of the CSV and the figures')
+program.DEFINE_path('out', os.path.join(HERE, 'figures'), 'folder of the CSV and the figures; by default that of the runs if a '
+                    'flag makes them others than those that figures/ shows')
 
 WITHOUT_MEANING = ('seed', 'run_name', 'resume')  # runs have their own
 PASSED_ON = ('dtype', 'device', 'checkpoint_seconds')
@@ -68,13 +69,19 @@ class Job(NamedTuple):
       return False
 
 
-def prepare(known_rules):
+def prepare(known_rules, changing=()):
   """Refuses what a comparison cannot do; makes the folder --out unless it only replots.
 
   Args:
     known_rules: names that --rules may have.
+    changing: names of flags, beside --dtype, that change the runs. Where one is given, --out is by default the folder of the
+      runs, so that the results that come with the code stay.
   """
   program.refuse(WITHOUT_MEANING)
+  given = [f'--{name}' for name in ('dtype', *changing) if FLAGS[name].present]
+  if given and not FLAGS['out'].present and not FLAGS.smoke:
+    FLAGS.out = folder_of()
+    print(f'{", ".join(given)}: other runs than those in figures/; table and figures go to {FLAGS.out}', flush=True)
   if FLAGS.rules is not None:
     choose('rule', FLAGS.rules, known_rules)
   if os.path.exists(FLAGS.out) and not os.path.isdir(FLAGS.out):

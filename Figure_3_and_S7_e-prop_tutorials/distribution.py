@@ -68,8 +68,8 @@ def start(mirrored=True):
   """
   addresses, index = workers_of_slurm() if FLAGS.cluster == 'slurm' else workers_of_tf_config()
   if addresses and not FLAGS['n_workers'].using_default_value and FLAGS.n_workers not in (1, len(addresses)):
-    raise UserError(f'--n_workers={FLAGS.n_workers} is for this machine alone, but {"--cluster" if FLAGS.cluster else "TF_CONFIG"} '
-                    f'names the workers already ({len(addresses)}): leave out one of the two')
+    raise UserError(f'--n_workers={FLAGS.n_workers} is for this machine alone, but '
+                    f'{"--cluster" if FLAGS.cluster else "TF_CONFIG"} names the workers already ({len(addresses)}): leave out one')
   if not addresses and FLAGS.n_workers > 1:
     sys.exit(supervise(FLAGS.n_workers))
   replicas.join()
@@ -184,8 +184,8 @@ def _impatient():
   The strategy's constructor waits for ever, and neither signals nor threads of Python get their turn meanwhile: another process
   speaks, and faulthandler's own thread ends this one.
   """
-  message = (f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile, or another program '
-             'answers at its address')
+  message = (f'error: the workers did not come together within {PATIENCE} s: one of them has ended meanwhile, or another '
+             'program answers at its address')
   with open(os.devnull, 'w') as tracebacks, subprocess.Popen(
       [sys.executable, '-I', '-S', '-c', SPEAK_UNLESS_TOLD, str(PATIENCE), message], stdin=subprocess.PIPE) as speaker:
     faulthandler.dump_traceback_later(PATIENCE + 1, exit=True, file=tracebacks)

@@ -26,11 +26,11 @@ def one():
     FLAGS.device = 'GPU:0' if 'GPU:0' in present else 'CPU:0'
     if FLAGS.device == 'CPU:0' and shutil.which('nvidia-smi'):
       print('TensorFlow finds no GPU on this machine; --device=GPU:0 says why', file=sys.stderr, flush=True)
-  _check(present)
+  _require(present)
   return tf.device(FLAGS.device)
 
 
-def _check(present):
+def _require(present):
   """Raises UserError unless --device is among these."""
   if FLAGS.device not in present:
     reason = _why_no_gpu() if FLAGS.device.startswith('GPU') and 'GPU:0' not in present else ''
@@ -53,7 +53,7 @@ def scope(mirrored=True):
   own = strategy.extended.worker_devices[0]
   name = own.rpartition('device:')[2]
   if FLAGS.device is not None:
-    _check([name])
+    _require([name])
   FLAGS.device = name
   return strategy.scope() if mirrored else tf.device(own)
 

@@ -59,7 +59,7 @@ flags.DEFINE_list('extra', [], '')
 flags.DEFINE_string('data', None, '')
 
 def main():
-  comparison.prepare(['a', 'b'])
+  comparison.prepare(['a', 'b'], ['extra'])
   job_of = lambda rule, seed: comparison.Job(
       f'{rule} seed {seed}', 'run', os.path.join(comparison.folder_of('run'), f'{rule}_seed{seed}'),
       [f'--seed={seed}', *FLAGS.extra, *comparison.common_arguments()], FLAGS.data)
@@ -138,6 +138,21 @@ def test_collect_trains_nothing(house, tmp_path):
   assert {'a seed 0', 'a seed 1'} <= set(iterations(done)) and not list(runs(tmp_path).glob('b_*'))
 
 
+def test_other_runs_leave_the_committed_table_alone(house, tmp_path):
+  """Without --out."""
+  compare = script(house / 'compare.py')
+  flags = [f'--result_dir={tmp_path}', '--n_seeds=1', '--rules=a']
+  try:
+    assert compare(*flags).code == 0
+    committed = (house / 'figures' / 'comparison.csv').read_text()
+    done = compare(*flags, '--extra=--n_iter=5')
+    assert done.code == 0 and f'--extra: other runs than those in figures/; table and figures go to {tmp_path}' in done.stdout
+    assert (house / 'figures' / 'comparison.csv').read_text() == committed
+    assert iterations(done) == {'a seed 0': '5'} and (tmp_path / 'comparison' / 'comparison.csv').exists()
+  finally:
+    shutil.rmtree(house / 'figures', ignore_errors=True)
+
+
 def test_runs_are_kept_if_they_are_the_same_and_go_on_if_not(house, tmp_path):
   first = call(house, tmp_path)
   assert '4/4 runs ended, 0 missing' in first.stdout
@@ -187,11 +202,11 @@ def test_runs_not_asked_for_stay_in_the_table(house, tmp_path):
   before = table.read_text()
   narrow = call(house, tmp_path, '--rules=b', '--n_seeds=1')
   assert sorted(table.read_text().splitlines()) == sorted(before.splitlines()) and 'are not compared: a\n' in narrow.stdout
-  for flags in (['--extra=--n_iter=2'], [f'--result_dir={tmp_path}/elsewhere']):
+  for flags in (['--extra=--n_iter=5'], [f'--result_dir={tmp_path}/elsewhere']):
     before = table.read_text()
     assert 'has seed 1 of b, which this command' in call(house, tmp_path, '--rules=b', '--n_seeds=1', *flags, expect=2).stderr
     assert table.read_text() == before
-  call(house, tmp_path, '--rules=b', f'--result_dir={tmp_path}/elsewhere', '--extra=--n_iter=2')
+  call(house, tmp_path, '--rules=b', f'--result_dir={tmp_path}/elsewhere', '--extra=--n_iter=5')
   assert [line.split(',')[:4] for line in sorted(table.read_text().splitlines())[:4]] == [
       ['a', '0', '0', '3'], ['a', '1', '1', '3'], ['b', '0', '0', '2'], ['b', '1', '1', '2']]
 
