@@ -37,17 +37,18 @@ def _require(present):
     raise UserError(f'no device {FLAGS.device} on this machine; TensorFlow sees {", ".join(present)}{reason}')
 
 
-def scope(mirrored=True):
+def scope(n_items=None, mirrored=True):
   """The scope of all devices on which a run trains, to be entered with `with`; see distribution.start.
 
   Args:
+    n_items: size of the batch, if it is known before the data are.
     mirrored: the program computes in replicas.function, on copies of its variables on all devices; otherwise it uses one device,
       and replicas.total.
 
   Raises:
     UserError: there is no such device, or workers do not come together.
   """
-  strategy = distribution.start(mirrored)
+  strategy = distribution.start(n_items, mirrored)
   if strategy is None:
     return one()
   own = strategy.extended.worker_devices[0]

@@ -73,7 +73,7 @@ def main():
   else:
     program.preset(n_neuron=800)
   n = FLAGS.n_neuron
-  with devices.scope():
+  with devices.scope(FLAGS.batch):
     corpus = training.load_corpus()
     if FLAGS.model == 'lsnn':
       n_regular = int(FLAGS.n_split * n)

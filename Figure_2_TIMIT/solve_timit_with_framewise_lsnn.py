@@ -62,7 +62,7 @@ def main():
     raise UserError('by e-prop each layer learns from the readout: it needs --loss_from_all_layers')
   if FLAGS.tau_out <= 0:
     raise UserError('--tau_out must be positive')
-  with devices.scope():
+  with devices.scope(FLAGS.batch):
     corpus = training.load_corpus()
     layers = [LSNNLayer(neurons.make(FLAGS.n_regular, FLAGS.n_adaptive, k), 1 if k else FLAGS.n_repeat, bptt, FLAGS.eprop_impl,
                         FLAGS.rec) for k in range(FLAGS.n_layer)]

@@ -35,7 +35,7 @@ def main():
   bptt = FLAGS.eprop is None
   if bptt and FLAGS.eprop_impl == 'hardcoded':
     raise UserError('--eprop_impl=hardcoded computes e-prop only: add --eprop')
-  with devices.scope():
+  with devices.scope(FLAGS.batch):
     corpus = training.load_corpus()
     layers = [LSTMLayer(FLAGS.n_lstm, bptt, FLAGS.eprop_impl, init_scale=FLAGS.init_scale) for _ in range(FLAGS.n_layer)]
     training.train('solve_timit_with_framewise_lstm', Network(layers), Settings(**training.common_settings()), corpus,

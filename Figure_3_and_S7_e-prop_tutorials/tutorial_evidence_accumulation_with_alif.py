@@ -254,7 +254,7 @@ def main():
   check_flags()
   tf.debugging.set_log_device_placement(FLAGS.device_placement)
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, not FLAGS.eprop, FLAGS.n_iter)
-  with devices.scope():
+  with devices.scope(None if FLAGS.init_from else FLAGS.n_batch):
     trainer = make_trainer()
     validation_error = tf.Variable(1.0, dtype=tf.float64)
     run = experiment.Run('tutorial_evidence_accumulation_with_alif', COLUMNS,

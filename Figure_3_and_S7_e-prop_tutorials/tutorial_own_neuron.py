@@ -123,7 +123,7 @@ def draw(run, trainer, y):
 
 
 def main():
-  with devices.scope():
+  with devices.scope(1):  # one trial
     errors = gradient_errors(CurrentBasedNeuron(20, dtype='float64'))
     print('gradient against autodiff, largest relative difference: ' + ', '.join(f'{k} {v:.1g}' for k, v in errors.items()))
     if not max(errors.values()) < TOLERANCE:

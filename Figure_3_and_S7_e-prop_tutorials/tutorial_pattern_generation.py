@@ -217,7 +217,7 @@ def main():
     raise UserError('--log_gradient_angle compares e-prop with BPTT: it needs --eprop_or_bptt=eprop')
   is_bptt = FLAGS.eprop_or_bptt == 'bptt'
   exported = reference.parse_iterations(FLAGS.export_reference, FLAGS.dtype, is_bptt, FLAGS.n_iter)
-  with devices.scope():
+  with devices.scope(None if FLAGS.init_from else FLAGS.n_batch):
     trainer = make_trainer()
     run = experiment.Run('tutorial_pattern_generation', COLUMNS, trainer.variables(), FREE_FLAGS)
     train(run, trainer, exported)

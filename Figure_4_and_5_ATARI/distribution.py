@@ -52,24 +52,27 @@ EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type"
 # How workers come together
 
 
-def start(mirrored=True):
+def start(n_items=None, mirrored=True):
   """Brings together the workers that flags and surroundings ask for; to be called before TensorFlow computes anything.
 
   With --n_workers this process starts them, waits for them and exits as they did.
 
   Args:
+    n_items: size of the batch, if it is known before the data are.
     mirrored: several GPUs of one worker take part as replicas; otherwise a worker uses one.
 
   Returns:
     The strategy, within whose scope mirrored variables must be made; None for one device.
 
   Raises:
-    UserError: the surroundings make no sense, a port is in use, or a worker does not come.
+    UserError: the surroundings make no sense, there are more workers than items, a port is in use, or a worker does not come.
   """
   addresses, index = workers_of_slurm() if FLAGS.cluster == 'slurm' else workers_of_tf_config()
-  if addresses and not FLAGS['n_workers'].using_default_value and FLAGS.n_workers not in (1, len(addresses)):
+  if addresses and FLAGS['n_workers'].present and FLAGS.n_workers not in (1, len(addresses)):
     raise UserError(f'--n_workers={FLAGS.n_workers} is for this machine alone, but '
                     f'{"--cluster" if FLAGS.cluster else "TF_CONFIG"} names the workers already ({len(addresses)}): leave out one')
+  if n_items is not None:
+    replicas.require_items(n_items, len(addresses) or FLAGS.n_workers)
   if not addresses and FLAGS.n_workers > 1:
     sys.exit(supervise(FLAGS.n_workers))
   replicas.join()

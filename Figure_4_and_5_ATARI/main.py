@@ -63,7 +63,7 @@ def main():
     with devices.one():
       evaluate()
     return
-  with devices.scope(mirrored=False):
+  with devices.scope(FLAGS.parallel_episodes, mirrored=False):
     training.train()
 
 

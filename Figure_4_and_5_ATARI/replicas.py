@@ -44,6 +44,12 @@ def leads():
   return _here.worker == 0
 
 
+def require_items(n_items, n_replicas):
+  """Raises UserError if there are fewer items than replicas."""
+  if n_items < n_replicas:
+    raise UserError(f'a batch of {n_items} cannot be shared by {n_replicas} workers: each needs at least one of it')
+
+
 def part(n_items, replica):
   """The slice of a batch that is a replica's; the first ones have one more where the batch does not divide evenly.
 
@@ -51,8 +57,7 @@ def part(n_items, replica):
     UserError: there are fewer items than replicas.
   """
   n_replicas = _here.n_workers * _here.n_local
-  if n_items < n_replicas:
-    raise UserError(f'a batch of {n_items} cannot be shared by {n_replicas} workers: each needs at least one of it')
+  require_items(n_items, n_replicas)
   length, n_longer = divmod(n_items, n_replicas)
   start = replica * length + min(replica, n_longer)
   return slice(start, start + length + (replica < n_longer))

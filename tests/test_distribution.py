@@ -266,7 +266,7 @@ def test_no_gpu_is_to_be_seen(monkeypatch):
     assert distribution._local_gpus() == []  # TensorFlow has none here
 
 
-def test_surroundings_that_make_no_sense(script, tmp_path):
+def test_surroundings_that_make_no_sense(scripts, script, tmp_path):
   """One sentence and exit code 2 from the process that a user has started."""
   ports = free_ports(2)
   impatient = 'import distribution; distribution.PATIENCE = 1'
@@ -280,11 +280,14 @@ def test_surroundings_that_make_no_sense(script, tmp_path):
                                                       before=blind),
              'TF_CONFIG names the workers already (1)': start(script, tmp_path, '--n_workers=2', env=tf_config(ports[:1], 0)),
              'no device CPU:7 on this machine': start(script, tmp_path, '--n_workers=2', '--device=CPU:7'),
-             'a batch of 7 cannot be shared by 8 workers': start(script, tmp_path, '--n_workers=8', name='eight'),
+             'a batch of 7 cannot be shared by 8 workers': start(script, tmp_path, '--n_workers=8'),
+             'a batch of 1 cannot be shared by 2 workers': start(
+                 scripts('Figure_3_and_S7_e-prop_tutorials/tutorial_pattern_generation.py'), tmp_path, '--n_workers=2'),
              'has not come within 1 s': start(script, tmp_path, env=tf_config(ports, 0), before=impatient)}
     for words, process in going.items():
       _, err = end(script, process, 2)
       assert words in err and err.count('error: ') == err.count('\n') == 1, err
+  assert not (tmp_path / 'tutorial_pattern_generation').exists()
 
 
 def test_a_worker_that_ends_while_they_come_together(script, tmp_path):
