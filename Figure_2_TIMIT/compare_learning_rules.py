@@ -27,7 +27,7 @@ LSNN, LSTM, CTC = ('solve_timit_with_' + name for name in ('framewise_lsnn', 'fr
 # Sizes that two cores train in minutes: fewer layers and units; the published decay of the learning rate would end learning
 # after a few hundred updates.
 CTC_LSTM = ['--model=lstm', '--n_neuron=100', '--lr_init=0.005', '--lr_decay_every=-1']
-CTC_LSNN = ['--model=lsnn', '--n_neuron=200', '--n_split=0.5', '--lr_decay_every=-1', '--adapt_to=spikes']
+CTC_LSNN = ['--model=lsnn', '--n_neuron=200', '--n_split=0.5', '--lr_decay_every=-1']
 RATE_COST = ['--lr_init=0.005', '--reg=20', '--reg_rate=20']  # the larger rate makes CTC learn, see README.md
 NETWORKS = {  # script, its flags, rules
     # With a falling learning rate the published decay of readout and feedback, 0.01 per update, outweighs the updates.

@@ -158,15 +158,17 @@ def ctc_state(runs, curves):
     runs: as of `read`.
     curves: rows of the CSV of learning curves.
   """
-  last = {(row['network'], row['rule'], row['seed']): row for row in curves if row.get('validation_blank_share')}
-  lines = []
-  for learns in (True, False):
-    rows = [row for (network, rule, seed), row in last.items() if network in CTC_LSNN for run in runs[network, rule]
-            if run['seed'] == seed and (100 * float(run['test_per']) < LEARNED) == learns]
-    what = 'learned' if learns else 'not learned'
-    if rows:
+  epochs, lines = {}, []
+  for row in curves:
+    if row['network'] in CTC_LSNN and row.get('validation_blank_share'):
+      epochs.setdefault((row['network'], row['rule'], row['seed']), []).append(row)
+  for learns, what, when in ((True, 'learned', 'the last update'), (False, 'not learned', 'each epoch')):
+    of_runs = [rows for (network, rule, seed), rows in epochs.items() for run in runs[network, rule]
+               if run['seed'] == seed and (100 * float(run['test_per']) < LEARNED) == learns]
+    if of_runs:
+      rows = [row for of_run in of_runs for row in of_run[-1 if learns else 0:]]
       of = lambda name, scale, rows=rows: [scale * float(row[name]) for row in rows]
-      lines.append(f'- Networks that have {what} ({len(rows)}): after the last update the blank leads in '
+      lines.append(f'- Networks that have {what} ({len(of_runs)}): after {when} the blank leads in '
                    f'{between(of("validation_blank_share", 100), " %")} of the frames, and the norm of the gradient is '
                    f'{between(of("gradient_norm", 1))} before it is limited to 1.')
   return items(lines)
