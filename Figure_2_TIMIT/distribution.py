@@ -69,8 +69,9 @@ def start(n_items=None, mirrored=True):
   """
   addresses, index = workers_of_slurm() if FLAGS.cluster == 'slurm' else workers_of_tf_config()
   if addresses and FLAGS['n_workers'].present and FLAGS.n_workers not in (1, len(addresses)):
-    raise UserError(f'--n_workers={FLAGS.n_workers} is for this machine alone, but '
-                    f'{"--cluster" if FLAGS.cluster else "TF_CONFIG"} names the workers already ({len(addresses)}): leave out one')
+    by = '--cluster' if FLAGS.cluster else 'TF_CONFIG'
+    raise UserError(f'--n_workers={FLAGS.n_workers} is for this machine alone, but {by} names the workers already '
+                    f'({len(addresses)}): leave out one of the two')
   if n_items is not None:
     replicas.require_items(n_items, len(addresses) or FLAGS.n_workers)
   if not addresses and FLAGS.n_workers > 1:
