@@ -33,7 +33,7 @@ FIGURES = {  # script and flags
     2: ('Figure_2_TIMIT/solve_timit_with_framewise_lsnn.py', [
         '--noplot', '--smoke', '--n_epochs=4', '--batch=4', '--n_regular=8', '--n_adaptive=4', '--eprop=symmetric']),
     3: ('Figure_3_and_S7_e-prop_tutorials/tutorial_pattern_generation.py', [
-        '--nodo_plot', '--n_iter=30', '--n_batch=2', '--seq_len=60', '--n_rec=10', '--n_in=5', '--print_every=1']),
+        '--nodo_plot', '--n_iter=100', '--n_batch=2', '--seq_len=60', '--n_rec=10', '--n_in=5', '--print_every=1']),
     4: ('Figure_4_and_5_ATARI/main.py', [
         '--nodo_plot', '--level_name=catch', '--preset=laptop', '--parallel_episodes=4', '--total_environment_frames=1200',
         '--eval_episodes=1', '--eval_max_episode_len=10', '--n_rec=20', '--n_filters_1=2', '--n_filters_2=2'])}
@@ -140,7 +140,7 @@ class Killer:
     if random.random() < 0.25:
       n_rows, delay = 0, random.uniform(0, self.seconds / 2)
     begun, workers = time.monotonic(), self.start(name)
-    while n_rows and len(table(self.folder / name)) < n_rows:
+    while n_rows and len(table(self.folder / name)) < n_rows and not all(is_gone(pid) for pid, *_ in workers):
       time.sleep(0.01)
     time.sleep(delay)
     moment = time.monotonic() - begun
@@ -158,7 +158,7 @@ class Killer:
     for end in ended:
       row.update(exit_code=end.code, ended_after_s=round(seconds, 1), said=' '.join(end.errors)[:160])
     was_done = row['iterations_done'] == len(self.rows)  # the others had no more to do
-    fine = seconds < 62 and all(end.code in (1, 2) and len(end.errors) == 1 and 'Traceback' not in end.stderr or
+    fine = seconds < 60 and all(end.code in (1, 2) and len(end.errors) == 1 and 'Traceback' not in end.stderr or
                                 end.code == 0 and was_done for end in ended)
     if folder.exists():
       shutil.copytree(folder, self.folder / f'{name}_one')
@@ -186,7 +186,7 @@ class Killer:
     done = [int(path.stem) for path in (self.folder / name / 'checkpoints').glob('*.npz')]
     row = dict(killed='launcher', after_s=round(moment, 2), iterations_done=max(done), ended_after_s=round(seconds, 1),
                files_whole=whole(self.folder / name))
-    return dict(row, fine=not alive and seconds < 62 and row['files_whole'])
+    return dict(row, fine=not alive and seconds < 60 and row['files_whole'])
 
 
 def main():

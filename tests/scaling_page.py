@@ -112,7 +112,7 @@ def killed(_):
   if not rows:
     return 'Not measured yet: `python tests/kills.py --write` does it.'
   lines = []
-  for figure, victim in dict.fromkeys((row['figure'], row['killed']) for row in rows):
+  for figure, victim in sorted(dict.fromkeys((row['figure'], row['killed']) for row in rows), key=lambda pair: pair[0]):
     of = [row for row in rows if (row['figure'], row['killed']) == (figure, victim)]
     ended = [float(row['ended_after_s']) for row in of if row['ended_after_s']]
     resumed = [row['same_number_identical'] for row in of if row['same_number_identical']]
