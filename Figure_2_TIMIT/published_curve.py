@@ -2,7 +2,7 @@
 
   python timit_processing.py --n_train=480 --n_dev=64 --n_test=64
   python published_curve.py                                  three seeds; --replot: the figure from the CSV, no training
-  python published_curve.py --variants=all --n_seeds=1       the same with one setting changed, for the list of differences
+  python published_curve.py --variants=all                   also with one setting changed, for the list of differences
 
 Symmetric e-prop, batches of 8, four epochs, everything else as published. Writes figures/published_curve.csv and .png.
 """
