@@ -167,7 +167,7 @@ FISHING_DERBY = dict(
     # The opponent's 99 points are lost whatever the agent does: it learns from what it wins, which is little at first.
     least_reward=0.0, normalise_advantages=True, critic_warmup_frames=2e5, baseline_cost=0.5, entropy_cost='0.02,1.05e7:0.005',
     # Twelve updates of each window: what little is won counts more than once.
-    update_epochs=3, n_minibatches=4, learning_rate=3e-4, learning_rate_heads=3.0, learning_rate_decay=1.0,
+    update_epochs=3, n_minibatches=4, learning_rate='3e-4,2.05e7:1e-4', learning_rate_heads=3.0, learning_rate_decay=1.0,
     total_environment_frames=5e7)
 
 

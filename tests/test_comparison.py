@@ -208,7 +208,7 @@ def test_runs_not_asked_for_stay_in_the_table(house, tmp_path):
     assert table.read_text() == before
   call(house, tmp_path, '--rules=b', f'--result_dir={tmp_path}/elsewhere', '--extra=--n_iter=5')
   assert [line.split(',')[:4] for line in sorted(table.read_text().splitlines())[:4]] == [
-      ['a', '0', '0', '3'], ['a', '1', '1', '3'], ['b', '0', '0', '2'], ['b', '1', '1', '2']]
+      ['a', '0', '0', '3'], ['a', '1', '1', '3'], ['b', '0', '0', '5'], ['b', '1', '1', '5']]
 
 
 def test_a_folder_for_the_table_is_one(house, tmp_path):

@@ -344,11 +344,11 @@ def test_numerical_verification(tmp_path, script):
 
 
 SHARED = ('lsnn', 'eprop', 'files', 'machine', 'program', 'drawing', 'palette', 'experiment', 'checkpoints', 'comparison', 'distribution',
-          'replicas')
+          'replicas', 'devices')
 
 
 def test_shared_files_are_the_same_in_all_folders():
-  """Mend with: for d in Figure_2_TIMIT Figure_4_and_5_ATARI; do cp Figure_3*/{lsnn,eprop,files,machine,program,drawing,palette,experiment,checkpoints,comparison,distribution,replicas}.py $d; done"""
+  """Mend with: for d in Figure_2_TIMIT Figure_4_and_5_ATARI; do cp Figure_3*/{lsnn,eprop,files,machine,program,drawing,palette,experiment,checkpoints,comparison,distribution,replicas,devices}.py $d; done"""
   folders = [folder for folder in ROOT.glob('Figure_*') if folder.is_dir()]
   assert FOLDER in folders
   for name in SHARED:
