@@ -283,7 +283,8 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
           entropy_cost='0.003,5.05e7:0.0005', total_environment_frames=8.64e7)),
       'fishing_derby': (['--preset=fishing_derby', '--parallel_episodes=8'], dict(
           WHOLE_GAMES, level_name='atari/fishing_derby', gae_lambda=0.99, normalise_advantages=True, least_reward=0.0,
-          num_action_repeats=8, update_epochs=3, n_minibatches=4, learning_rate=3e-4)),
+          num_action_repeats=8, update_epochs=3, n_minibatches=4,
+                             learning_rate='3e-4,2.05e7:1e-4')),
       'another': (['--level_name=atari/breakout', '--preset=laptop'], dict(
           WHOLE_GAMES, unroll_length=20, max_episode_len=3000, discounting=0.97)),
       'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(
