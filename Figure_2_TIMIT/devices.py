@@ -21,13 +21,18 @@ def one():
   Raises:
     UserError: there is no such device.
   """
-  present = [d.name.removeprefix('/device:') for d in tf.config.list_logical_devices() if d.device_type in ('CPU', 'GPU')]
+  present = _names(tf.config.list_logical_devices())
   if FLAGS.device is None:
     FLAGS.device = 'GPU:0' if 'GPU:0' in present else 'CPU:0'
     if FLAGS.device == 'CPU:0' and shutil.which('nvidia-smi'):
       print('TensorFlow finds no GPU on this machine; --device=GPU:0 says why', file=sys.stderr, flush=True)
   _require(present)
   return tf.device(FLAGS.device)
+
+
+def _names(devices):
+  """CPU:0, GPU:0 and so on, of TensorFlow's devices."""
+  return [d.name.partition('device:')[2] for d in devices if d.device_type in ('CPU', 'GPU')]
 
 
 def _require(present):
@@ -48,6 +53,8 @@ def scope(n_items=None, mirrored=True):
   Raises:
     UserError: there is no such device, or workers do not come together.
   """
+  if FLAGS.device is not None:
+    _require(_names(tf.config.list_physical_devices()))  # before workers wait for each other
   strategy = distribution.start(n_items, mirrored)
   if strategy is None:
     return one()

@@ -9,7 +9,7 @@ import numpy as np
 import drawing
 from drawing import plt
 import files
-from matplotlib import animation  # after drawing
+from matplotlib import animation, ticker  # after drawing
 import palette
 
 RULES = {  # label, colour and line style of each agent in comparisons
@@ -160,6 +160,7 @@ def learning_curve(metrics, path, title, show=False):
     to_time, to_frames = lambda x: np.interp(x, frames, time), lambda x: np.interp(x, time, frames)
     above = axes[0].secondary_xaxis('top', functions=(to_time, to_frames))
     above.set_xlabel('hours of training')
+    above.set_xticks([hour for hour in ticker.MaxNLocator(8).tick_values(0, time[-1]) if hour <= time[-1]])
   figure.suptitle(title, fontsize=9)
   save(figure, path, show)
 
