@@ -23,6 +23,8 @@ import program
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(comparison)
 
+PUBLISHED_COSTS = ['--baseline_cost=1', '--rate_cost=50', '--voltage_cost_rnn=1e-4', '--voltage_cost_cnn=0.5',
+                   '--entropy_cost=0.0025']
 RULES = {  # flags of main.py
     'eprop': [],
     'lif': ['--fraction_adaptive=0'],
@@ -36,15 +38,15 @@ RULES = {  # flags of main.py
     'published_updates': ['--apply_after_end', '--unroll_length=100'],
     'published_cnn': ['--reg_factor_cnn=1e8'],
     'published_discounting': ['--discounting=0.99'],
-    'published_costs': ['--baseline_cost=1', '--rate_cost=50', '--voltage_cost_rnn=1e-4', '--voltage_cost_cnn=0.5',
-                        '--entropy_cost=0.0025'],
+    'published_costs': PUBLISHED_COSTS,
+    'published_rewards': ['--reg_factor_cnn=1e8', '--discounting=0.99', *PUBLISHED_COSTS],  # these three together
     'published_input': ['--nosubtract_background'],
     'published_steps': ['--n_rnn_step_factor=5', '--tau=15', '--tau_readout=2', '--tau_adaptation=70', '--n_refractory=5',
                         '--rate_target=0.02'],
 }
 COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
            'peak_memory_mb')
-CURVE = ('rule', 'seed', 'frames', 'seconds', 'return_200')
+CURVE = ('rule', 'seed', 'frames', 'seconds', 'return_200', 'score')
 LEARNED = 0.95  # of Catch's optimal return: `seconds_to_learn` is when the mean of a block first reaches it
 PONG = 'atari/pong'
 TITLES = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, paddle free after '
@@ -70,13 +72,14 @@ def block_length():
 
 
 def read_curve(folder):
-  """Frames, seconds and mean return of the first 200 agent steps, of Catch all, for blocks of iterations of a run; [P, 3]."""
+  """The last four columns of CURVE, frames and seconds at the end and means of blocks of iterations of a run; [P, 4]."""
   block = block_length()
   metrics = plots.read_curve(os.path.join(folder, 'metrics.csv'))
   frames, seconds = metrics['frames'], 3600 * plots.hours(metrics)
   n = len(frames) // block * block or len(frames)
   blocks = lambda x: x[:n].reshape(-1, min(n, block))
-  return np.stack([blocks(frames)[:, -1], blocks(seconds)[:, -1], blocks(metrics['return_200']).mean(1)], 1)
+  return np.stack([blocks(frames)[:, -1], blocks(seconds)[:, -1],
+                   *(blocks(metrics[name]).mean(1) for name in CURVE[4:])], 1)
 
 
 def rows_of(job, rule, seed):
@@ -86,8 +89,8 @@ def rows_of(job, rule, seed):
   reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
   row = dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
              seconds_to_learn=round(reached[0], 1) if len(reached) else '')
-  points = [dict(rule=rule, seed=seed, frames=int(frames), seconds=round(seconds, 1), return_200=round(value, 4))
-            for frames, seconds, value in curve]
+  points = [dict(rule=rule, seed=seed, frames=int(frames), seconds=round(seconds, 1), return_200=round(value, 4),
+                 score=round(score, 4)) for frames, seconds, value, score in curve]
   return row, points
 
 
@@ -124,7 +127,8 @@ def read(path):
 
 def read_curves(path, table, but=()):
   """Rows of the curves but those of some runs (rule, seed); UserError if they are not those of the rows of the table."""
-  rows = [row for row in files.read_csv(path, ['rule'], CURVE[2:], ['seed'], CURVE) if (row['rule'], row['seed']) not in but]
+  rows = [row for row in files.read_csv(path, ['rule'], CURVE[2:], ['seed'], CURVE[:5])
+          if (row['rule'], row['seed']) not in but]  # scores of early comparisons were not kept
   curves = {}
   for row in rows:
     curves.setdefault((row['rule'], row['seed']), []).append(float(row['frames']))
@@ -142,7 +146,7 @@ def print_table(rows, curves):
 
   Args:
     rows: of the table.
-    curves: dict, rule: {seed: (frames, returns)}.
+    curves: dict, rule: {seed: dict of arrays}, see `main`.
   """
   def spread(values):
     return comparison.spread(values) + (f', least {min(values):.3f}' if len(values) > 1 else '')
@@ -151,7 +155,7 @@ def print_table(rows, curves):
     runs = [row for row in rows if row['rule'] == rule]
     line = f'{rule:21s} score {spread([float(row["score"]) for row in runs])}'
     if FLAGS.level_name == PONG:
-      line += f'; last 3 iterations\' return_200 {spread([np.mean(r[-3:]) for _, r in curves.get(rule, {}).values()] or [np.nan])}'
+      line += f'; last 3 iterations\' return_200 {spread([np.mean(run["return_200"][-3:]) for run in curves[rule].values()])}'
     seconds = [float(row['seconds_to_learn']) for row in runs if row['seconds_to_learn']]
     if seconds:
       line += f'; {len(seconds)} reached {LEARNED} in training, after {min(seconds):.0f} to {max(seconds):.0f} s'
@@ -164,15 +168,23 @@ def main():
   path = os.path.join(FLAGS.out, f'comparison_{short_name()}.csv')
   curve_path = os.path.join(FLAGS.out, f'curves_{short_name()}.csv')
   complete = FLAGS.replot or train_all(path, curve_path)
-  rows, curves = read(path), {}
+  rows, points = read(path), {}
   for row in read_curves(curve_path, rows):
-    frames, returns = curves.setdefault(row['rule'], {}).setdefault(row['seed'], ([], []))
-    frames.append(float(row['frames']))
-    returns.append(float(row['return_200']))
-  lines = () if FLAGS.level_name == PONG else ((catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance'))
+    points.setdefault(row['rule'], {}).setdefault(row['seed'], []).append([float(row[name] or 'nan') for name in CURVE[2:]])
+  curves = {rule: {seed: dict(zip(CURVE[2:], np.array(run).T)) for seed, run in runs.items()} for rule, runs in points.items()}
+  for run in (run for runs in curves.values() for run in runs.values()):
+    run.update(million_frames=run['frames'] / 1e6, hours=run['seconds'] / 3600)
   figure = os.path.join(FLAGS.out, f'comparison_{short_name()}.png')
-  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, TITLES[FLAGS.level_name],
-                   'return of 200 agent steps' if FLAGS.level_name == PONG else 'return per game', lines, FLAGS.show)
+  over_frames, lines = ('million_frames', 'environment frames (million)'), ()
+  if FLAGS.level_name == PONG:
+    scores = all(np.isfinite(run['score']).all() for runs in curves.values() for run in runs.values())
+    up = ('score', 'score of a game') if scores else ('return_200', 'return of 200 agent steps')
+    panels = [(*over_frames, *up), ('hours', 'hours of training', *up)]
+  else:
+    panels = [(*over_frames, 'return_200', 'return per game')]
+    lines = (catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance')
+  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, TITLES[FLAGS.level_name], panels, lines,
+                   FLAGS.show)
   print_table(rows, curves)
   print(f'figure: {figure}', flush=True)
   comparison.end(complete)

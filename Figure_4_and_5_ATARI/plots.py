@@ -23,6 +23,7 @@ RULES = {  # label, colour and line style of each agent in comparisons
     'published_cnn': ('published reg_factor_cnn, 1e8', palette.SKY, '--'),
     'published_discounting': ('published discounting, 0.99', palette.GREY, '--'),
     'published_costs': ('published costs', palette.GREEN, ':'),
+    'published_rewards': ('published costs, discounting and reg_factor_cnn', palette.SKY, '-'),
     'published_input': ('published input, background left in', palette.VERMILION, '-'),
     'published_steps': ('published five network steps per frame', palette.VERMILION, ':'),
 }
@@ -165,31 +166,33 @@ def learning_curve(metrics, path, title, show=False):
   save(figure, path, show)
 
 
-def comparison(curves, path, title, label, lines=(), show=False):
+def comparison(curves, path, title, panels, lines=(), show=False):
   """Learning curves of several agents, mean and standard deviation over seeds.
 
   Args:
-    curves: dict, rule of RULES: list of (frames [P], returns [P]) of its seeds.
+    curves: dict, rule of RULES: list of dicts of arrays [P], one a seed.
     path: PNG to write.
     title: of the figure.
-    label: of the vertical axis.
+    panels: (name of the horizontal axis in these dicts, label, name of the vertical axis, label) of each panel.
     lines: (value, label) of horizontal lines.
     show: bring up the window as well.
   """
-  figure, axis = plt.subplots(figsize=(9, 4), layout='constrained')
-  for rule, runs in curves.items():
-    name, colour, style = RULES[rule]
-    grid = np.linspace(max(frames[0] for frames, _ in runs), min(frames[-1] for frames, _ in runs), 200)
-    values = np.array([np.interp(grid, frames, score) for frames, score in runs])
-    mean, sd = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
-    axis.plot(grid / 1e6, mean, style, color=colour, label=f'{name} ({len(runs)} seed{"s" * (len(runs) > 1)})')
-    axis.fill_between(grid / 1e6, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
-  for value, name in lines:
-    axis.axhline(value, color='0.5', ls=':', lw=1)
-    axis.annotate(name, (1, value), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='0.4')
-  axis.set(xlabel='environment frames (million)', ylabel=label, title=title)
-  figure.legend(loc='outside right center', frameon=False, fontsize=8)
-  _bare(axis)
+  figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(9 + 3 * (len(panels) - 1), 4), layout='constrained')
+  for axis, (across, x_label, up, y_label) in zip(axes[0], panels):
+    for rule, runs in curves.items():
+      name, colour, style = RULES[rule]
+      grid = np.linspace(max(run[across][0] for run in runs), min(run[across][-1] for run in runs), 200)
+      values = np.array([np.interp(grid, run[across], run[up]) for run in runs])
+      mean, sd = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
+      axis.plot(grid, mean, style, color=colour, label=f'{name} ({len(runs)} seed{"s" * (len(runs) > 1)})')
+      axis.fill_between(grid, mean - sd, mean + sd, color=colour, alpha=0.2, lw=0)
+    for value, name in lines:
+      axis.axhline(value, color='0.5', ls=':', lw=1)
+      axis.annotate(name, (1, value), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8, color='0.4')
+    axis.set(xlabel=x_label, ylabel=y_label)
+  figure.suptitle(title)
+  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center', frameon=False, fontsize=8)
+  _bare(axes)
   save(figure, path, show)
 
 

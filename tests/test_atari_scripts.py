@@ -318,8 +318,8 @@ def test_comparison_trains_replots_and_loses_nothing(tmp_path):
       'comparison_catch.csv', 'curves_catch.csv', 'comparison_catch.png'))
   read = lambda path: list(csv.DictReader(path.read_text().splitlines()))
   assert [(row['rule'], row['seed'], row['games']) for row in read(table)] == [(rule, '0', '2') for rule in runs]
-  assert [(row['rule'], row['frames'], float(row['return_200'])) for row in read(curves)] == [
-      (rule, row['frames'], float(row['score'])) for rule, run in runs.items() for row in metrics(run)]
+  assert [(row['rule'], row['frames'], float(row['return_200']), float(row['score'])) for row in read(curves)] == [
+      (rule, row['frames'], *[float(row['score'])] * 2) for rule, run in runs.items() for row in metrics(run)]
   files = lambda: {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file() and path != picture}
   before = files()
   picture.unlink()
