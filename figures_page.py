@@ -153,13 +153,15 @@ FIGURES = (
      'other data (TIMIT): not comparable'),
     ('', F2, 'curves_nltk_sample_fbank.png', 'The same: wrong frames on the validation set over updates; a line is the '
      'mean over seeds, a band their range.', None, None),
-    ('', F2, 'earlier/comparison_espeak_fbank.png', 'The small synthetic corpus, measured before the defaults followed the '
-     'published program. Wrong frames and phone error of each learning rule, a dot per seed.',
-     lambda: speech('earlier/comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
-    ('', F2, 'earlier/comparison_nltk_sample_fbank.png', 'The free sample of TIMIT (16 speakers, not the standard split), '
-     'measured before the defaults followed the published program. Wrong frames and phone error of each learning rule, a '
-     'dot per seed.',
-     lambda: speech('earlier/comparison_nltk_sample_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'lstm/comparison_espeak_fbank.png', 'LSTM, framewise and trained on phone sequences (CTC), on the small corpus of '
+     'synthetic speech, not TIMIT. Wrong frames and phone error by learning rule: a bar is the mean, a dot a seed.',
+     lambda: speech('lstm/comparison_espeak_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'lstm/comparison_nltk_sample_fbank.png', 'The same on the free sample of TIMIT (16 speakers, not the standard '
+     'split).',
+     lambda: speech('lstm/comparison_nltk_sample_fbank.csv'), 'other data (TIMIT): not comparable'),
+    ('', F2, 'lstm/curves_espeak_fbank.png', 'LSTM, synthetic speech: errors on the validation set over updates; a line is the '
+     'mean over seeds, a band their range.', None, None),
+    ('', F2, 'lstm/curves_nltk_sample_fbank.png', 'The same on the free sample of TIMIT.', None, None),
     ('', F2, 'utterance_lstm_espeak.png', 'One test utterance, framewise LSTM. From above: features in standard '
      'deviations; output of the LSTM cells; probability of each phone; phones recognised; true phones, coloured as vowel, '
      'consonant or silence.', None, None),

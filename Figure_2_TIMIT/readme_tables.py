@@ -32,9 +32,9 @@ LEARNED = 80    # phone error in % below which a network has begun to learn: it 
 LEAST_GAIN = 4  # percentage points that a rule is to be below the readout alone
 
 
-def read(corpus):
-  """Runs by network and rule of a corpus: {(network, rule): list of rows}; none if there is no table of it."""
-  path = os.path.join(FLAGS.figures, f'comparison_{corpus}.csv')
+def read(corpus, folder=''):
+  """Runs by network and rule of a corpus: {(network, rule): list of rows}; none if `folder` of figures/ has no table of it."""
+  path = os.path.join(FLAGS.figures, folder, f'comparison_{corpus}.csv')
   return result_plots.read_comparison(path) if os.path.exists(path) else {}
 
 
@@ -188,14 +188,32 @@ def two_layer_table(runs):
   return table(['', 'measure', 'updates', 'BPTT', 'e-prop, symmetric'], body)
 
 
+def lstm_table(corpora):
+  """Learning rules of the LSTM, framewise and by CTC, a row for each and as many columns for each corpus.
+
+  Args:
+    corpora: {title: runs as of `read`}.
+  """
+  columns = (('framewise_lstm', 'test_frame_error', 'LSTM, 61 classes'), ('framewise_lstm', 'test_frame_error_39_phones', '39 classes'),
+             ('ctc_lstm', 'test_per', 'CTC, LSTM'))
+  body = []
+  for rule in ('bptt', 'symmetric', 'adaptive', 'random'):
+    values = [list(by_seed(runs.get((network, rule), []), measure).values()) for runs in corpora.values()
+              for network, measure, _ in columns]
+    body.append([NAMES[rule], *map(spread, values)])
+  return table(['', *(name * (k == 0) + title for name in corpora for k, (*_, title) in enumerate(columns))], body)
+
+
 def blocks():
   """The text of each block, {name: str}."""
   full, sample, small = (read(corpus) for corpus in ('espeak_full_fbank', 'nltk_sample_fbank', 'espeak_fbank'))
+  lstm = {'synthetic: ': read('espeak_fbank', 'lstm'), 'sample of TIMIT: ': read('nltk_sample_fbank', 'lstm')}
   curve = result_plots.read_published_curve(os.path.join(FLAGS.figures, 'published_curve.csv'), published_curve.VARIANTS)
   curves = result_plots.read_curves(*(os.path.join(FLAGS.figures, f'{kind}_espeak_fbank.csv') for kind in ('curves', 'comparison')))
   return dict(full_size=rule_table(full, 'framewise_lsnn', NAMES), full_size_findings=full_size_findings(full),
               published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(small),
-              ctc_state=ctc_state(small, curves), two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES))
+              ctc_state=ctc_state(small, curves), two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES),
+              lstm=lstm_table(lstm))
 
 
 def filled(text):

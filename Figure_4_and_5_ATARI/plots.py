@@ -23,7 +23,7 @@ RULES = {  # label, colour and line style of each agent in comparisons
     'published_cnn': ('published reg_factor_cnn, 1e8', palette.SKY, '--'),
     'published_discounting': ('published discounting, 0.99', palette.GREY, '--'),
     'published_costs': ('published costs', palette.GREEN, ':'),
-    'published_rewards': ('published costs, discounting and reg_factor_cnn', palette.SKY, '-'),
+    'published_rewards': ('published costs, discounting and reg_factor_cnn', palette.BLACK, '--'),
     'published_input': ('published input, background left in', palette.VERMILION, '-'),
     'published_steps': ('published five network steps per frame', palette.VERMILION, ':'),
 }
