@@ -194,8 +194,8 @@ def lstm_table(corpora):
   Args:
     corpora: {title: runs as of `read`}.
   """
-  columns = (('framewise_lstm', 'test_frame_error', 'LSTM, 61 classes'), ('framewise_lstm', 'test_frame_error_39_phones', '39 classes'),
-             ('ctc_lstm', 'test_per', 'CTC, LSTM'))
+  columns = (('framewise_lstm', 'test_frame_error', 'LSTM, 61 classes'),
+             ('framewise_lstm', 'test_frame_error_39_phones', '39 classes'), ('ctc_lstm', 'test_per', 'CTC, LSTM'))
   body = []
   for rule in ('bptt', 'symmetric', 'adaptive', 'random'):
     values = [list(by_seed(runs.get((network, rule), []), measure).values()) for runs in corpora.values()
@@ -212,8 +212,8 @@ def blocks():
   curves = result_plots.read_curves(*(os.path.join(FLAGS.figures, f'{kind}_espeak_fbank.csv') for kind in ('curves', 'comparison')))
   return dict(full_size=rule_table(full, 'framewise_lsnn', NAMES), full_size_findings=full_size_findings(full),
               published=published_table(curve), variants=variants_table(curve), ctc=ctc_table(small),
-              ctc_state=ctc_state(small, curves), two_layers=two_layer_table(small), sample=rule_table(sample, 'framewise_lsnn', NAMES),
-              lstm=lstm_table(lstm))
+              ctc_state=ctc_state(small, curves), two_layers=two_layer_table(small),
+              sample=rule_table(sample, 'framewise_lsnn', NAMES), lstm=lstm_table(lstm))
 
 
 def filled(text):

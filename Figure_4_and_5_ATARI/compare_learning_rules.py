@@ -183,8 +183,8 @@ def main():
   else:
     panels = [(*over_frames, 'return_200', 'return per game')]
     lines = (catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance')
-  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, TITLES[FLAGS.level_name], panels, lines,
-                   FLAGS.show)
+  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, TITLES[FLAGS.level_name], panels,
+                   lines, FLAGS.show)
   print_table(rows, curves)
   print(f'figure: {figure}', flush=True)
   comparison.end(complete)

@@ -177,7 +177,7 @@ def comparison(curves, path, title, panels, lines=(), show=False):
     lines: (value, label) of horizontal lines.
     show: bring up the window as well.
   """
-  figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(9 + 3 * (len(panels) - 1), 4), layout='constrained')
+  figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, figsize=(6 + 3 * len(panels), 4), layout='constrained')
   for axis, (across, x_label, up, y_label) in zip(axes[0], panels):
     for rule, runs in curves.items():
       name, colour, style = RULES[rule]
