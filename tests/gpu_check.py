@@ -136,7 +136,7 @@ def main():
   if names:
     results['gradients'] = gradients_agree(folder, small)
     print('gradients on CPU and GPU:', results['gradients'], flush=True)
-  tests = ['tests/test_ladder.py', *['tests/test_eprop.py'] * bool(names)]
+  tests = ['tests/test_ladder.py', *['tests/test_eprop.py', 'tests/test_learning_signals.py'] * bool(names)]
   code, out, err = run(['-m', 'pytest', '-q', '-x', *tests, *['-k', 'hardcoded'] * small], 150)
   results['gradient_tests'] = dict(passed=code == 0, said=(out.strip() or err.strip()).splitlines()[-1:])
   print('gradient tests:', *results['gradient_tests']['said'], flush=True)
