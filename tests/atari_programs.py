@@ -1,11 +1,7 @@
 """Figures 4 and 5's programs, called as a user calls them: what the tests of them share."""
-import contextlib
 import csv
-import os
 import pathlib
-import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -60,16 +56,6 @@ def call(*flags, expect=0, name='main'):
 def metrics(folder):
   with open(folder / 'metrics.csv', newline='') as file:
     return list(csv.DictReader(file))
-
-
-def kill_when(ready, started):
-  """Kills a call of main.py, and the processes it has started, once ready() holds."""
-  until = time.monotonic() + 300
-  while not ready() and time.monotonic() < until:
-    time.sleep(0.02)
-  with contextlib.suppress(ProcessLookupError):
-    os.killpg(started[0], signal.SIGKILL)
-  assert script('main').end(started).code == -signal.SIGKILL, 'it ended before'
 
 
 def run_all(folder, common, runs):

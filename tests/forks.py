@@ -68,6 +68,15 @@ class Script:
     code = self._ask(wait=pid, limit=limit)
     return Ended(code, *(pathlib.Path(path).read_text(errors='replace') for path in outputs))
 
+  def kill_when(self, ready, started):
+    """Kills a call, and the processes it has started, once ready() holds; it must not have ended before."""
+    until = time.monotonic() + LIMIT
+    while not ready() and time.monotonic() < until:
+      time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(started[0], signal.SIGKILL)
+    assert self.end(started).code == -signal.SIGKILL, 'it ended before'
+
   def __call__(self, *arguments, limit=LIMIT, **options):
     return self.end(self.start(*arguments, **options), limit)
 

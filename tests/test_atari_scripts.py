@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from atari_programs import (FOLDER, SMALL, arrays, call, call_all, kill_when, metrics, programs_closed, rows, run_all, same,  # noqa: F401
+from atari_programs import (FOLDER, SMALL, arrays, call, call_all, metrics, programs_closed, rows, run_all, same,  # noqa: F401
                             script)
 import environments
 import machine
@@ -138,7 +138,7 @@ def test_killed_and_resumed_is_as_uninterrupted(tmp_path, flags):
   # Checkpoints are rarer than iterations, so that rows of metrics.csv have none when the program is killed.
   start = lambda *more: script('main').start('--smoke', *flags, *more)
   uninterrupted = start('--run_name=whole')
-  kill_when(ready, start('--run_name=broken', '--checkpoint_seconds=0.3'))
+  script('main').kill_when(ready, start('--run_name=broken', '--checkpoint_seconds=0.3'))
   assert script('main').end(uninterrupted, 600).code == 0
   n_killed = len(metrics(broken))
   done = call(*flags, '--run_name=broken', '--resume', '--checkpoint_seconds=0', '--print_every=1')
@@ -296,7 +296,7 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
   config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
   for name, (flags, expected) in cases.items():
     started = script('main').start('--parallel_episodes=2', *flags, f'--result_dir={tmp_path}', f'--run_name={name}')
-    kill_when(config[name].exists, started)
+    script('main').kill_when(config[name].exists, started)
     values = json.loads(config[name].read_text())['flags']
     assert {key: values[key] for key in expected} == expected, name
 
