@@ -34,6 +34,8 @@ RULES = {  # flags of main.py
                         '--gae_lambda=0.95', '--discounting=0.99', '--learning_rate=3e-4', '--learning_rate_heads=3',
                         '--entropy_cost=0.01', '--baseline_cost=0.5', '--critic_warmup_frames=2e5',
                         '--max_episode_len=10000'],
+    'pong': ['--preset=pong'],
+    'pong_bptt': ['--preset=pong', '--nouse_eprop'],
     'published_adam': ['--epsilon=1', '--learning_rate=1e-3', '--learning_rate_heads=1'],
     'published_updates': ['--apply_after_end', '--unroll_length=100'],
     'published_cnn': ['--reg_factor_cnn=1e8'],

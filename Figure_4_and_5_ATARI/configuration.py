@@ -21,8 +21,8 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'chance'], 'train an agent, play games with --checkpoint, or with '
                   'actions at random')
-flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'fishing_derby'], 'published values; those that '
-                  'learn fast on two cores; such for Fishing Derby')
+flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'pong', 'fishing_derby'], 'published values; those that '
+                  'learn fast on two cores; such for Pong and Fishing Derby')
 program.DEFINE_path('checkpoint', None, 'weights (.npz) to evaluate')
 program.DEFINE_path('restore_from', '', 'weights (.npz) to begin training with')
 program.DEFINE_path('restore_cnn_from', '', 'weights (.npz) of which to take the convolutional layers')
@@ -96,15 +96,16 @@ flags.DEFINE_float('learning_rate_decay', 1.0, 'its factor per --decay_every fra
 flags.DEFINE_float('decay_every', 1e8, 'frames between two decays', lower_bound=1)
 flags.DEFINE_float('epsilon', 1.0, 'epsilon of Adam', lower_bound=0)
 schedules.define('discounting', 0.99, 'discount per agent step', upper_bound=1)
-flags.DEFINE_float('gae_lambda', 1.0, 'decay of advantages beside the discount, generalised advantage estimation', 0.0, 1.0)
+schedules.define('gae_lambda', 1.0, 'decay of advantages beside the discount, generalised advantage estimation', upper_bound=1)
 flags.DEFINE_bool('normalise_advantages', False, 'divide the policy\'s advantages by their running standard deviation')
 flags.DEFINE_integer('update_epochs', 1, 'how often each window is learned from, see clipped_updates.py', 1, 1000)
-flags.DEFINE_integer('n_minibatches', 1, 'groups of environments into which it is split, with an update for each', 1, 10 ** 5)
+schedules.define('n_minibatches', 1, 'groups of environments into which it is split, an update for each', 1, 10 ** 5,
+                 whole=True)
 flags.DEFINE_float('clip_range', 0.2, 'change of an action\'s relative probability from which on such updates ignore it',
                    lower_bound=0)
 flags.DEFINE_float('critic_warmup_frames', 0, 'frames at the beginning in which the policy does not learn', lower_bound=0)
 schedules.define('entropy_cost', 0.0025, 'weight of the entropy')
-flags.DEFINE_float('baseline_cost', 1.0, 'weight of the squared error of the value', lower_bound=0)
+schedules.define('baseline_cost', 1.0, 'weight of the squared error of the value')
 flags.DEFINE_float('rate_cost', 50.0, 'weight of the rate regularisation', lower_bound=0)
 flags.DEFINE_float('rate_target', 0.02, 'target rate [spikes per network step]', 0.0, 1.0)
 flags.DEFINE_float('voltage_cost_rnn', 1e-4, 'weight of the LSNN\'s voltage regularisation', lower_bound=0)
@@ -160,6 +161,14 @@ LAPTOP_OF = {
         LAPTOP, total_environment_frames=8.64e7, max_episode_len='3000,5.05e7:10000', unroll_length='20,5.05e7:40',
         discounting='0.97,5.05e7:0.98', entropy_cost='0.003,5.05e7:0.0005', learning_rate_decay=1.0,
         learning_rate='1.5e-4,1.65e7:4.5e-5,3.3e7:1.35e-5,5.05e7:6e-5,7.45e7:1.8e-5')}
+PONG = dict(
+    LAPTOP, level_name='atari/pong', total_environment_frames=3e7,
+    # Heads that see from where on the paddle the ball rebounds: finer pools of neurons that are still easier to excite.
+    thr_scnn=0.02, avg_pool_1_k=2, avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2,
+    # At first not to lose points, from what comes next; then to win them, 34 agent steps after the hit, which a critic tells.
+    unroll_length='20,3e6:80', discounting='0.97,3e6:0.99', gae_lambda='1,3e6:0.97', baseline_cost='0.05,3e6:0.5',
+    n_minibatches='1,4e6:4',  # four updates of each window, which is four times as long
+    entropy_cost='0.003,3e6:0.002,1e7:0.0005', learning_rate='1.5e-4,1e7:1e-4', learning_rate_decay=1.0)
 FISHING_DERBY = dict(
     LAPTOP, level_name='atari/fishing_derby', n_rec=300,  # 180 LIF and 120 ALIF neurons
     # A cast takes seconds: eight frames per action, a farther view, advantages that bootstrap late.
@@ -173,7 +182,8 @@ FISHING_DERBY = dict(
 
 def preset():
   """Values of flags that --preset sets."""
-  return {'paper': {}, 'fishing_derby': FISHING_DERBY, 'laptop': LAPTOP_OF.get(FLAGS.level_name, LAPTOP)}[FLAGS.preset]
+  laptop = LAPTOP_OF.get(FLAGS.level_name, LAPTOP)
+  return {'paper': {}, 'laptop': laptop, 'pong': PONG, 'fishing_derby': FISHING_DERBY}[FLAGS.preset]
 
 
 def set_flags():
@@ -183,7 +193,7 @@ def set_flags():
     UserError: they do not.
   """
   program.preset(**preset())
-  program.apply_smoke(total_environment_frames=1, parallel_episodes=2, n_minibatches=min(2, FLAGS.n_minibatches),
+  program.apply_smoke(total_environment_frames=1, parallel_episodes=2, n_minibatches=min(2, n_minibatches(0)),
                       unroll_length=10, max_episode_len=10, max_episode_len_jitter=0, eval_episodes=2, eval_length=10,
                       eval_max_episode_len=100, n_workers=1)
   if tf.config.list_physical_devices('GPU') and not (FLAGS.device or '').startswith('CPU'):
@@ -225,9 +235,14 @@ def other_than_of(weights, names=OF_AGENT):
   return ', '.join(f'--{name}={before[name]} (now {now[name]})' for name in names if before[name] != now[name])
 
 
+def n_minibatches(n_frames):
+  """The groups of environments into which a window is split after n_frames emulator frames."""
+  return int(schedules.at(FLAGS.n_minibatches, n_frames))
+
+
 def several_updates():
-  """Whether a window is learned from by several clipped updates."""
-  return FLAGS.update_epochs * FLAGS.n_minibatches > 1
+  """Whether some windows are learned from by several clipped updates."""
+  return FLAGS.update_epochs > 1 or schedules.most(FLAGS.n_minibatches) > 1
 
 
 def make_environment(n_envs, first_game=0, n_games=0):

@@ -23,7 +23,8 @@ def of_whole_batch(seen):
   """actor_critic.Seen of this worker's games, with what the others saw; see reward_based_eprop.Learner."""
   if not replicas.several():
     return seen
-  own, n_games = seen.above1.shape[0], FLAGS.parallel_episodes // FLAGS.n_minibatches
+  own = seen.above1.shape[0]  # all of this worker's games, or one group of them
+  n_games = FLAGS.parallel_episodes * own // (own_games().stop - own_games().start)
   levels = [tf.reduce_sum(level, 0) for level in seen[:4]] if FLAGS.voltage_reg_method == 'avg_all' else []
   spikes, *levels = replicas.total([seen.spikes, *levels])
   seen = seen._replace(spikes=tf.constant(spikes * (own / n_games)))
@@ -34,7 +35,8 @@ def of_whole_batch(seen):
 def costs_at(n_frames):
   """Costs of this worker after n_frames emulator frames."""
   values = {name: getattr(FLAGS, name) for name in Costs._fields}
-  values |= {name: schedules.at(values[name], n_frames) for name in ('discounting', 'entropy_cost')}
+  scheduled = 'discounting', 'gae_lambda', 'baseline_cost', 'entropy_cost'
+  values |= {name: schedules.at(values[name], n_frames) for name in scheduled}
   # Costs of means over the batch: each worker adds its part.
   share = (own_games().stop - own_games().start) / FLAGS.parallel_episodes
   values |= {name: share * values[name] for name in ('rate_cost', 'voltage_cost_rnn', 'voltage_cost_cnn')}

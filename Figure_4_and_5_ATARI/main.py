@@ -1,7 +1,7 @@
 """Figures 4 and 5: a spiking network learns to play from pixels by reward-based e-prop.
 
   python main.py --level_name=catch --preset=laptop              learns within minutes
-  python main.py --level_name=atari/pong --preset=laptop
+  python main.py --preset=pong
   python main.py --level_name=atari/pong                         the published values
   python main.py --preset=fishing_derby
   python main.py --mode=eval --checkpoint=FILE.npz --level_name=atari/pong

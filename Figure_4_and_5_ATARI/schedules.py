@@ -25,6 +25,11 @@ def at(schedule, n_frames):
   return [value for start, value in steps_of(str(schedule)) if start <= n_frames][-1]
 
 
+def most(schedule):
+  """The largest value of a schedule."""
+  return max(value for _, value in steps_of(str(schedule)))
+
+
 class _Parser(flags.ArgumentParser):
   """Of a schedule between two bounds; a number becomes a number, so that config.json holds it as one."""
   syntactic_help = 'a number, or VALUE,FRAMES:VALUE,...'

@@ -163,9 +163,10 @@ class Worker:
   def __init__(self):
     self._games = own_games()
     n_games = self._games.stop - self._games.start
-    if any(n % FLAGS.n_minibatches for n in (self._games.start, self._games.stop, FLAGS.parallel_episodes)):
-      raise UserError(f'--n_minibatches={FLAGS.n_minibatches} must divide the number of environments of each worker, here '
-                      f'{n_games} of --parallel_episodes={FLAGS.parallel_episodes}')
+    for _, n_groups in schedules.steps_of(str(FLAGS.n_minibatches)):
+      if any(n % n_groups for n in (self._games.start, self._games.stop, FLAGS.parallel_episodes)):
+        raise UserError(f'--n_minibatches={n_groups:g} must divide the number of environments of each worker, here '
+                        f'{n_games} of --parallel_episodes={FLAGS.parallel_episodes}')
     environment = configuration.make_environment(n_games, self._games.start, FLAGS.parallel_episodes)
     self.agent = configuration.make_agent(environment.n_actions)
     self.weights, self.frames_before = initial_weights(self.agent)
@@ -185,9 +186,10 @@ class Worker:
 
   def _learn_from(self, played, signal, generator, change):
     """What clipped_updates.learn returns; of the one update without it, a Result with gradients, to be applied."""
-    if not configuration.several_updates():
+    n_groups = configuration.n_minibatches(self._n_frames)
+    if FLAGS.update_epochs * n_groups == 1:
       return self._learn(played, *signal), 0.0, 0.0
-    splits = [clipped_updates.groups(generator, FLAGS.parallel_episodes, self._games, FLAGS.n_minibatches)
+    splits = [clipped_updates.groups(generator, FLAGS.parallel_episodes, self._games, n_groups)
               for _ in range(FLAGS.update_epochs)]
     return clipped_updates.learn(self._simulate, self._costs, played, signal, splits, self._learn, change)
 

@@ -97,7 +97,8 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path):
       '--nouse_eprop --eprop_impl=hardcoded': 'e-prop only', '--noavg_ba_cnn': '--ba_cnn',
       '--checkpoint=weights.npz': '--restore_from', '--update_epochs=2': '--noapply_after_end',
       '--noapply_after_end --n_minibatches=2 --eprop_impl=hardcoded': '--eprop_impl=adjoint',
-      '--noapply_after_end --n_minibatches=3': 'must divide', '--unroll_length=2.7': 'whole numbers',
+      '--noapply_after_end --n_minibatches=3': 'must divide', '--noapply_after_end --n_minibatches=1,9:3': 'must divide',
+      '--n_minibatches=1,9:2': '--noapply_after_end', '--unroll_length=2.7': 'whole numbers',
       '--max_episode_len=9,10:1.5': 'whole numbers'}
   cases = [('--level_name=atari/chess', 'chess'), *((f'--level_name=catch {flags}', on_catch[flags]) for flags in on_catch)]
   calls = [(*flags.split(), f'--result_dir={tmp_path}') for flags, _ in cases]
@@ -280,11 +281,14 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
           tau=15.0, subtract_background=False, discounting=0.99)),
       'pong': (['--level_name=atari/pong', '--preset=laptop'], dict(
           WHOLE_GAMES, unroll_length='20,5.05e7:40', max_episode_len='3000,5.05e7:10000', discounting='0.97,5.05e7:0.98',
-          entropy_cost='0.003,5.05e7:0.0005', total_environment_frames=8.64e7)),
+          entropy_cost='0.003,5.05e7:0.0005', total_environment_frames=8.64e7, thr_scnn=0.05, avg_pool_1_k=8)),
+      'finer_pong': (['--preset=pong', '--parallel_episodes=8'], dict(
+          {**WHOLE_GAMES, 'gae_lambda': '1,3e6:0.97'}, level_name='atari/pong', thr_scnn=0.02, avg_pool_1_k=2,
+          avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2, unroll_length='20,3e6:80', n_minibatches='1,4e6:4',
+          baseline_cost='0.05,3e6:0.5', discounting='0.97,3e6:0.99')),
       'fishing_derby': (['--preset=fishing_derby', '--parallel_episodes=8'], dict(
           WHOLE_GAMES, level_name='atari/fishing_derby', gae_lambda=0.99, normalise_advantages=True, least_reward=0.0,
-          num_action_repeats=8, update_epochs=3, n_minibatches=4,
-                             learning_rate='3e-4,2.05e7:1e-4')),
+          num_action_repeats=8, update_epochs=3, n_minibatches=4, learning_rate='3e-4,2.05e7:1e-4')),
       'another': (['--level_name=atari/breakout', '--preset=laptop'], dict(
           WHOLE_GAMES, unroll_length=20, max_episode_len=3000, discounting=0.97)),
       'flags': (['--preset=laptop', '--apply_after_end', '--unroll_length=30', '--epsilon=0.1', '--max_episode_len=7'], dict(

@@ -25,6 +25,8 @@ def on_catch(tmp_path_factory):
       plain=PLAIN, scheduled=[*PLAIN, '--max_episode_len=8,160:4', '--learning_rate=0.01,160:0',
                                 '--total_environment_frames=200'],
       discounted=[*PLAIN, '--discounting=0.99,160:0.5'], entropy=[*PLAIN, '--entropy_cost=0.0025,160:1'],
+      critic=[*PLAIN, '--baseline_cost=1,160:3', '--gae_lambda=1,160:0.5'],
+      grouped=[*PLAIN, '--noapply_after_end', '--n_minibatches=1,160:2'], ungrouped=[*PLAIN, '--noapply_after_end'],
       warming=['--learning_rate=0.01', '--critic_warmup_frames=1e6', '--entropy_cost=0'],
       undivided=[*one_window, *STILL], divided=[*one_window, *STILL, '--normalise_advantages'],
       longer=[*ONCE, '--total_environment_frames=80'], still_heads=[*ONCE, '--learning_rate_heads=0'],
@@ -78,6 +80,18 @@ def test_schedules_of_flags_change_what_they_say_when_they_say(on_catch):
   assert discounted[2]['value_loss'] != plain[2]['value_loss']
   weights = [arrays(on_catch / name / 'final_weights.npz') for name in ('plain', 'entropy')]
   assert rows(on_catch / 'entropy') == plain and not same(*weights, ['w_policy'])
+  critic = rows(on_catch / 'critic')
+  cost = [float(row['value_loss']) / float(row['advantage_sd']) ** 2 for row in (plain[2], critic[2])]
+  assert critic[:2] == plain[:2] and critic[2]['policy_loss'] != plain[2]['policy_loss']
+  np.testing.assert_allclose(cost[1], 3 * cost[0], rtol=1e-9)
+
+
+def test_windows_are_split_from_the_frames_on_that_say_so(on_catch):
+  drift = ('kl', 'clipped')
+  grouped, ungrouped = rows(on_catch / 'grouped', *drift), rows(on_catch / 'ungrouped')
+  assert grouped[:2] == ungrouped[:2] and grouped[2] != ungrouped[2]
+  kl = [float(row['kl']) for row in rows(on_catch / 'grouped')]
+  assert kl[:2] == [0, 0] and kl[2] > 0
 
 
 def test_critic_learns_first(on_catch):
@@ -106,7 +120,8 @@ def test_clipped_updates_are_several(on_catch):
     assert not any(same(weights[a], weights[b], [name]) for name in ('conv1', 'w_in', 'w_rec', 'w_policy')), (a, b)
   assert same(weights['still_twice'], weights['still_windows'])
   assert not {'kl', 'clipped'} & first['windows'].keys()
-  still, twice, never = ({name: float(x) for name, x in first[name].items()} for name in ('still_twice', 'twice', 'never_clipped'))
+  names = ('still_twice', 'twice', 'never_clipped')
+  still, twice, never = ({name: float(x) for name, x in first[run].items()} for run in names)
   for name in ('value_loss', 'entropy', 'explained', 'voltage_rnn_loss', 'voltage_cnn_loss', 'advantage_sd', 'rate_lsnn'):
     np.testing.assert_allclose(still[name], float(first['still_windows'][name]), rtol=1e-10, err_msg=name)
   assert abs(still['kl']) < 1e-20 and min(twice['kl'], never['kl']) > 1e-10
