@@ -168,7 +168,8 @@ PONG = dict(
     # At first not to lose points, from what comes next; then to win them, 34 agent steps after the hit, which a critic tells.
     unroll_length='20,3e6:80', discounting='0.97,3e6:0.99', gae_lambda='1,3e6:0.97', baseline_cost='0.05,3e6:0.5',
     n_minibatches='1,4e6:4',  # four updates of each window, which is four times as long
-    entropy_cost='0.003,3e6:0.002,1e7:0.0005', learning_rate='1.5e-4,1e7:1e-4', learning_rate_decay=1.0)
+    entropy_cost='0.003,3e6:0.002,1e7:0.0005', learning_rate='1.5e-4,1e7:1e-4', learning_rate_decay=1.0,
+    max_episode_len='3000,2e7:10000')
 FISHING_DERBY = dict(
     LAPTOP, level_name='atari/fishing_derby', n_rec=300,  # 180 LIF and 120 ALIF neurons
     # A cast takes seconds: eight frames per action, a farther view, advantages that bootstrap late.
