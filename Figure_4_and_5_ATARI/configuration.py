@@ -163,9 +163,9 @@ LAPTOP_OF = {
         learning_rate='1.5e-4,1.65e7:4.5e-5,3.3e7:1.35e-5,5.05e7:6e-5,7.45e7:1.8e-5')}
 PONG = dict(
     LAPTOP, level_name='atari/pong', total_environment_frames=3e7,
-    # Heads that see from where on the paddle the ball rebounds: finer pools of neurons that are still easier to excite.
+    # Heads that see more sharply: finer pools of neurons that are still easier to excite.
     thr_scnn=0.02, avg_pool_1_k=2, avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2,
-    # At first not to lose points, from what comes next; then to win them, 34 agent steps after the hit, which a critic tells.
+    # At first not to lose points, from what comes next; then to win them, long after the hit, which a better critic tells.
     unroll_length='20,3e6:80', discounting='0.97,3e6:0.99', gae_lambda='1,3e6:0.97', baseline_cost='0.05,3e6:0.5',
     n_minibatches='1,4e6:4',  # four updates of each window, which is four times as long
     entropy_cost='0.003,3e6:0.002,1e7:0.0005', learning_rate='1.5e-4,1e7:1e-4', learning_rate_decay=1.0,
@@ -243,7 +243,7 @@ def n_minibatches(n_frames):
 
 def several_updates():
   """Whether some windows are learned from by several clipped updates."""
-  return FLAGS.update_epochs > 1 or schedules.most(FLAGS.n_minibatches) > 1
+  return FLAGS.update_epochs > 1 or max(schedules.values(FLAGS.n_minibatches)) > 1
 
 
 def make_environment(n_envs, first_game=0, n_games=0):

@@ -25,9 +25,9 @@ def at(schedule, n_frames):
   return [value for start, value in steps_of(str(schedule)) if start <= n_frames][-1]
 
 
-def most(schedule):
-  """The largest value of a schedule."""
-  return max(value for _, value in steps_of(str(schedule)))
+def values(schedule):
+  """All values of a schedule, in their order."""
+  return [value for _, value in steps_of(str(schedule))]
 
 
 class _Parser(flags.ArgumentParser):

@@ -163,7 +163,7 @@ class Worker:
   def __init__(self):
     self._games = own_games()
     n_games = self._games.stop - self._games.start
-    for _, n_groups in schedules.steps_of(str(FLAGS.n_minibatches)):
+    for n_groups in schedules.values(FLAGS.n_minibatches):
       if any(n % n_groups for n in (self._games.start, self._games.stop, FLAGS.parallel_episodes)):
         raise UserError(f'--n_minibatches={n_groups:g} must divide the number of environments of each worker, here '
                         f'{n_games} of --parallel_episodes={FLAGS.parallel_episodes}')
