@@ -32,6 +32,11 @@ def sample(logits, rng, first_game=0, n_games=0):
   return np.argmax(logits + rng.gumbel(size=(n_games or n_batch, n_actions))[first_game:first_game + n_batch], axis=1)
 
 
+def greedy(logits, _):
+  """The likeliest action for each row of logits [B, A]; int64 [B]."""
+  return np.argmax(logits, axis=1)
+
+
 class Player:
   """B agents in B environments.
 
@@ -104,7 +109,7 @@ class Games(NamedTuple):
   length: np.ndarray  # agent steps
 
 
-def evaluate(player, weights, n_episodes, seed, rng):
+def evaluate(player, weights, n_episodes, seed, rng, choose=sample):
   """Whole episodes: each environment plays its share, so that short ones are not preferred.
 
   Args:
@@ -113,6 +118,7 @@ def evaluate(player, weights, n_episodes, seed, rng):
     n_episodes: how many.
     seed: of the environments.
     rng: numpy Generator of the actions.
+    choose: actions of (logits, rng): `sample`, as in training, or `greedy`.
 
   Returns:
     Games; signs of death of the network, a list of sentences.
@@ -126,7 +132,7 @@ def evaluate(player, weights, n_episodes, seed, rng):
     if not rate:
       rate = float(tf.reduce_mean(tf.cast(player.record.h > 0, tf.float32)))
     logits = [*logits[:99], player.logits.numpy()]
-    reward, done = player.step(weights, sample(logits[-1], rng))
+    reward, done = player.step(weights, choose(logits[-1], rng))
     running += np.stack([reward, np.maximum(reward, 0), np.ones(n_batch)], 1)
     for b in np.flatnonzero(done):
       finished[b].append(running[b].copy())
@@ -135,7 +141,7 @@ def evaluate(player, weights, n_episodes, seed, rng):
   return Games(*np.array(games).T), experiment.signs_of_death(rate, logits)
 
 
-def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
+def record_game(player, weights, n_steps, discount, seed, rng, choose=sample, n_thresholds=5):
   """The first environment's agent for some steps, as plots.game and plots.animate show it.
 
   Args:
@@ -145,6 +151,7 @@ def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
     discount: of the returns, per agent step.
     seed: of the environments.
     rng: numpy Generator of the actions.
+    choose: see `evaluate`.
     n_thresholds: how many ALIF neurons' thresholds to keep.
 
   Returns:
@@ -160,7 +167,7 @@ def record_game(player, weights, n_steps, discount, seed, rng, n_thresholds=5):
     policy = tf.nn.softmax(logits[0]).numpy()
     threshold = cell.thr + beta * record.a[:, 0].numpy()
     screen = player.environment.screen()
-    reward, done = player.step(weights, sample(logits, rng))
+    reward, done = player.step(weights, choose(logits, rng))
     for name, value in zip(columns, (screen, policy, record.value[0].numpy(), record.h[:, 0].numpy() > 0,
                                      threshold[:, adaptive], reward[0], done[0])):
       columns[name].append(value)

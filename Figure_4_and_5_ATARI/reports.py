@@ -14,6 +14,10 @@ FLAGS = flags.FLAGS
 PUBLISHED = {'atari/pong': 'about 10 after about 3 days'}  # the authors' note on their program
 
 
+def _choose():
+  return playing.greedy if FLAGS.eval_greedy else playing.sample
+
+
 def draw(folder, ending, player, weights, title, n_frames=float('inf')):
   """Records a game and draws the figures of it, game<ending>.png and others, and of the run.
 
@@ -25,7 +29,7 @@ def draw(folder, ending, player, weights, title, n_frames=float('inf')):
     n_frames: emulator frames of its training, on which the discount of the returns may depend.
   """
   discount = schedules.at(FLAGS.discounting, n_frames)
-  game = playing.record_game(player, weights, FLAGS.eval_length, discount, FLAGS.seed, rng('recording'))
+  game = playing.record_game(player, weights, FLAGS.eval_length, discount, FLAGS.seed, rng('recording'), _choose())
   game |= dict(action_names=np.array(player.environment.action_meanings), seconds_per_step=FLAGS.num_action_repeats / 60,
                title=f'{FLAGS.level_name}: {title}')
   path = lambda name: os.path.join(folder, name)
@@ -51,10 +55,11 @@ def evaluate(folder, player, weights):
     Lines to print; numbers for summary.json; signs of death.
   """
   player.environment.set_max_episode_len(FLAGS.eval_max_episode_len)
-  games, signs = playing.evaluate(player, weights, FLAGS.eval_episodes, FLAGS.seed, rng('evaluation'))
+  games, signs = playing.evaluate(player, weights, FLAGS.eval_episodes, FLAGS.seed, rng('evaluation'), _choose())
   scores = games.score
   summary = dict(score=scores.mean(), score_sd=scores.std(ddof=1) if len(scores) > 1 else 0.0, games=len(scores),
-                 won=games.won.mean(), lost=(games.won - scores).mean(), episode_len=games.length.mean())
+                 won=games.won.mean(), lost=(games.won - scores).mean(), episode_len=games.length.mean(),
+                 greedy=FLAGS.eval_greedy)
   score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
   lines = [f'{score}, won {summary["won"]:.2f} points, lost {summary["lost"]:.2f}, {games.length.mean():.0f} agent steps each',
            f'published:  {PUBLISHED.get(FLAGS.level_name, "not available")}']

@@ -1,4 +1,6 @@
 """The agent of figures 4 and 5: published neurons and sizes, a slow oracle, the beginning of episodes."""
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,6 +9,7 @@ import tensorflow as tf
 from agent_problems import B, BROADCAST, COSTS, actor, learn, make_agent, make_problem, of_oracle, published_agent
 from agent import Agent, NAMES, by_name
 import lsnn
+import playing
 from spiking_cnn import Affine, ConvLIF
 from test_eprop import relative_error
 
@@ -137,3 +140,24 @@ def test_acting_step_by_step_is_unrolling():
   _, unrolled = tf.function(p.agent.unroll)(p.weights, p.state, records.frame, records.reset)
   for name, a, b in zip(records._fields, records, unrolled):
     np.testing.assert_allclose(a, b, atol=1e-12, err_msg=name)
+
+
+class OneStepGames:
+  """In place of a playing.Player: two environments whose games last one step, for a policy that prefers an action slightly."""
+  logits = tf.constant([[0.0, 0.1, 0.0], [0.1, 0.0, 0.0]])
+  record = types.SimpleNamespace(h=tf.ones((1, 2)))
+
+  def begin(self, weights, seed):
+    self.actions = []
+
+  def step(self, weights, action):
+    self.actions.append(action)
+    return np.zeros(2), np.ones(2, bool)
+
+
+def test_greedy_games_take_the_likeliest_action():
+  player = OneStepGames()
+  playing.evaluate(player, None, 80, 0, np.random.default_rng(0), playing.greedy)
+  np.testing.assert_array_equal(player.actions, [[1, 0]] * 40)
+  playing.evaluate(player, None, 80, 0, np.random.default_rng(0))
+  assert np.all(np.std(player.actions, axis=0) > 0.5)

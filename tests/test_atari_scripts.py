@@ -48,7 +48,8 @@ def test_evaluation_is_of_the_agent_that_was_trained_and_keeps_what_is_there(tmp
   lock = machine.Lock(locked)
   refused = {('--run_name=a',): 'holds a training', ('--run_name=locked',): f'process {os.getpid()}',
              ('--tau=3', '--num_action_repeats=8'): '--num_action_repeats=4 (now 8), --tau=15.0 (now 3.0)',
-             ('--level_name=catch_cue_delay',): '--level_name=catch (now', ('--n_rec=21',): '--n_rec=20'}
+             ('--level_name=catch_cue_delay',): '--level_name=catch (now', ('--n_rec=21',): '--n_rec=20',
+             ('--mode=chance', '--eval_greedy'): 'no --eval_greedy'}
   for (more, words), done in zip(refused.items(), call_all([[*flags, *evaluation, *more] for more in refused], expect=2)):
     assert len(done.errors) == 1 and words in done.errors[0] and 'Traceback' not in done.stderr, f'{more}: {done.stderr}'
   lock.release()
