@@ -121,7 +121,8 @@ flags.DEFINE_float('save_every', 1e7, 'frames between two sets of weights to kee
 flags.DEFINE_bool('save_observations', False, 'write what each window showed: frames, rewards, ends')
 flags.DEFINE_bool('export_image_data', False, 'write the screens of each recorded game')
 flags.DEFINE_integer('eval_episodes', 32, 'whole games to evaluate with', lower_bound=1)
-flags.DEFINE_integer('eval_max_episode_len', 27000, 'agent steps after which an evaluated game is stopped', lower_bound=1)
+flags.DEFINE_integer('eval_max_episode_len', 16000, 'agent steps after which an evaluated game is stopped; Pong begins anew by '
+                     'itself, and unseen by the emulator, when 2^16 frames have passed since its beginning', lower_bound=1)
 flags.DEFINE_bool('eval_greedy', False, 'evaluate and record with each step\'s likeliest action instead of a drawn one')
 flags.DEFINE_integer('eval_length', 200, 'agent steps of the recorded game', lower_bound=1)
 flags.DEFINE_bool('do_plot', True, 'draw the figures')
@@ -163,7 +164,7 @@ LAPTOP_OF = {
         discounting='0.97,5.05e7:0.98', entropy_cost='0.003,5.05e7:0.0005', learning_rate_decay=1.0,
         learning_rate='1.5e-4,1.65e7:4.5e-5,3.3e7:1.35e-5,5.05e7:6e-5,7.45e7:1.8e-5')}
 PONG = dict(
-    LAPTOP, level_name='atari/pong', total_environment_frames=3e7,
+    LAPTOP, level_name='atari/pong', total_environment_frames=2.6e7,
     # Heads that see more sharply: finer pools of neurons that are still easier to excite.
     thr_scnn=0.02, avg_pool_1_k=2, avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2,
     # At first not to lose points, from what comes next; then to win them, long after the hit, which a better critic tells.

@@ -60,7 +60,8 @@ def evaluate(folder, player, weights):
   summary = dict(score=scores.mean(), score_sd=scores.std(ddof=1) if len(scores) > 1 else 0.0, games=len(scores),
                  won=games.won.mean(), lost=(games.won - scores).mean(), episode_len=games.length.mean(),
                  greedy=FLAGS.eval_greedy)
-  score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games)'
+  how = ', likeliest actions' if FLAGS.eval_greedy else ''
+  score = f'score {scores.mean():.2f} (sd {summary["score_sd"]:.2f}, {len(scores)} games{how})'
   lines = [f'{score}, won {summary["won"]:.2f} points, lost {summary["lost"]:.2f}, {games.length.mean():.0f} agent steps each',
            f'published:  {PUBLISHED.get(FLAGS.level_name, "not available")}']
   metrics = os.path.join(folder, 'metrics.csv')

@@ -286,7 +286,8 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
       'finer_pong': (['--preset=pong', '--parallel_episodes=8'], dict(
           {**WHOLE_GAMES, 'gae_lambda': '1,3e6:0.97'}, level_name='atari/pong', thr_scnn=0.02, avg_pool_1_k=2,
           avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2, unroll_length='20,3e6:80', n_minibatches='1,4e6:4',
-          baseline_cost='0.05,3e6:0.5', discounting='0.97,3e6:0.99', max_episode_len='3000,2e7:10000')),
+          baseline_cost='0.05,3e6:0.5', discounting='0.97,3e6:0.99', max_episode_len='3000,2e7:10000',
+          learning_rate='1.5e-4,1e7:1e-4', entropy_cost='0.003,3e6:0.002,1e7:0.0005', eval_max_episode_len=16000)),
       'fishing_derby': (['--preset=fishing_derby', '--parallel_episodes=8'], dict(
           WHOLE_GAMES, level_name='atari/fishing_derby', gae_lambda=0.99, normalise_advantages=True, least_reward=0.0,
           num_action_repeats=8, update_epochs=3, n_minibatches=4, learning_rate='3e-4,2.05e7:1e-4')),
