@@ -206,6 +206,8 @@ def set_flags():
   if several_updates() and (FLAGS.apply_after_end or FLAGS.eprop_impl == 'hardcoded'):
     raise UserError('several updates per window (--update_epochs, --n_minibatches) need --noapply_after_end, and '
                     '--eprop_impl=adjoint or autodiff')
+  if FLAGS.mode == 'chance' and FLAGS.eval_greedy:
+    raise UserError('--mode=chance plays actions at random: it has no --eval_greedy')
   if FLAGS.mode != 'eval' and FLAGS.checkpoint:
     raise UserError('--checkpoint is for --mode=eval; --restore_from begins training with weights')
   if FLAGS.mode == 'eval' and not FLAGS.checkpoint:

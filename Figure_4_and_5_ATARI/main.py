@@ -37,8 +37,6 @@ def evaluate():
   Raises:
     UserError: the weights are of a training with other flags, or the folder is that of a training or in use.
   """
-  if FLAGS.mode == 'chance' and FLAGS.eval_greedy:
-    raise UserError('--mode=chance plays actions at random: it has no --eval_greedy')
   other = configuration.other_than_of(FLAGS.checkpoint) if FLAGS.mode == 'eval' else ''
   if other:
     raise UserError(f'{FLAGS.checkpoint} is of a training with {other}: give the same flags to evaluate it')

@@ -15,12 +15,11 @@ import subprocess
 import sys
 import tempfile
 
-from forks import Script
+from forks import FORKED, Script
 
 TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 TOLERANCE = 1e-10
-FORKED = f'import sys; sys.path.append({str(TESTS)!r}); import forked_workers'  # TensorFlow is imported once for all cases
 FIGURE_2, FIGURE_3, FIGURE_4 = 'Figure_2_TIMIT/', 'Figure_3_and_S7_e-prop_tutorials/', 'Figure_4_and_5_ATARI/'
 
 SPEECH = ['--noplot', '--smoke', '--n_epochs=5', '--batch=3']

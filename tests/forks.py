@@ -20,6 +20,7 @@ import time
 from typing import NamedTuple
 
 LIMIT = 240  # seconds after which a call counts as hanging
+FORKED = f'import sys; sys.path.append({os.path.dirname(os.path.abspath(__file__))!r}); import forked_workers'  # see there
 
 
 class Ended(NamedTuple):

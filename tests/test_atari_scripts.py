@@ -12,6 +12,7 @@ import pytest
 from atari_programs import (FOLDER, SMALL, arrays, call, call_all, metrics, programs_closed, rows, run_all, same,  # noqa: F401
                             script)
 import environments
+import forks
 import machine
 
 BROADCAST = ['--ba_cnn', '--noavg_ba_cnn', '--reg_factor_cnn=1']  # so that all of them learn from rewards
@@ -301,7 +302,8 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
                          reward_scale=1.0, **PUBLISHED))}
   config = {name: tmp_path / 'main' / name / 'config.json' for name in cases}
   for name, (flags, expected) in cases.items():
-    started = script('main').start('--parallel_episodes=2', *flags, f'--result_dir={tmp_path}', f'--run_name={name}')
+    started = script('main').start('--parallel_episodes=2', *flags, f'--result_dir={tmp_path}', f'--run_name={name}',
+                                   before=forks.FORKED)
     script('main').kill_when(config[name].exists, started)
     values = json.loads(config[name].read_text())['flags']
     assert {key: values[key] for key in expected} == expected, name

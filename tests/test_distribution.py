@@ -78,9 +78,6 @@ experiment.run_app(main)
 '''
 
 
-FORKED = f'import sys; sys.path.append({str(ROOT / "tests")!r}); import forked_workers'  # workers of --n_workers, cheaply
-
-
 @pytest.fixture(scope='module')
 def scripts(tmp_path_factory):
   """Function of a path: the script, for whose folder TensorFlow is imported once."""
@@ -105,7 +102,7 @@ def script(scripts):
   return scripts()
 
 
-def start(script, folder, *arguments, env=None, name='run', before=FORKED):
+def start(script, folder, *arguments, env=None, name='run', before=forks.FORKED):
   return script.start('--dtype=float64', f'--result_dir={folder}', f'--run_name={name}', *arguments, env=env, before=before)
 
 
@@ -199,7 +196,7 @@ def test_a_worker_that_fails_ends_all_and_is_heard(script, tmp_path):
 def test_interrupted_once(script, tmp_path, number):
   """Ctrl-C and SIGTERM reach the launching process; the leader saves a checkpoint and says how to go on."""
   heard = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '  # also where tests run in the background
-  process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', before=heard + FORKED)
+  process = start(script, tmp_path, '--n_workers=2', '--n_iter=10000', '--wait=0.02', before=heard + forks.FORKED)
   metrics = tmp_path / 'program' / 'run' / 'metrics.csv'
   wait_until(lambda: metrics.exists() and metrics.read_text().count('\n') > 3)
   os.kill(process[0], number)
