@@ -186,8 +186,9 @@ FIGURES = (
     ('', F4, 'pong.png', 'A game of Pong: panels as for Catch.', None, None),
     ('', F4, 'comparison_pong.png', 'The first 1.6 million frames of Pong: return of the first 200 agent steps for our '
      'preset and for the preset with one group of settings as published, one seed each.', None, None),
-    ('', F4, 'comparison_pong_10M.png', 'The first 10 million frames of Pong by e-prop, BPTT and the readout alone: score of a '
-     'game (of up to 3,000 agent steps) over frames (left) and hours (right), mean and standard deviation over seeds.',
+    ('', F4, 'comparison_pong_10M.png', 'The first 10 million frames of Pong by e-prop, BPTT and the readout alone, and by '
+     'e-prop with the preset pong: score of a game (of up to 3,000 agent steps) over frames (left) and hours (right), mean and '
+     'standard deviation over seeds.',
      lambda: 'whole games:\n' + by_rule(read_csv(F4, 'comparison_pong_10M.csv'), 'score', digits=1), NOT_AVAILABLE),
     ('', F4, 'comparison_pong_26M.png', 'Training on Pong with the preset pong: score of a game (of up to 3,000 agent steps, '
      'later 10,000) over frames (left) and hours (right), mean and standard deviation over seeds.',

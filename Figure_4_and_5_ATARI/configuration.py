@@ -122,7 +122,7 @@ flags.DEFINE_bool('save_observations', False, 'write what each window showed: fr
 flags.DEFINE_bool('export_image_data', False, 'write the screens of each recorded game')
 flags.DEFINE_integer('eval_episodes', 32, 'whole games to evaluate with', lower_bound=1)
 flags.DEFINE_integer('eval_max_episode_len', 16000, 'agent steps after which an evaluated game is stopped; Pong begins anew by '
-                     'itself, and unseen by the emulator, when 2^16 frames have passed since its beginning', lower_bound=1)
+                     'itself after 2^16 frames, of which the emulator says nothing', lower_bound=1)
 flags.DEFINE_bool('eval_greedy', False, 'evaluate and record with each step\'s likeliest action instead of a drawn one')
 flags.DEFINE_integer('eval_length', 200, 'agent steps of the recorded game', lower_bound=1)
 flags.DEFINE_bool('do_plot', True, 'draw the figures')

@@ -197,6 +197,19 @@ def test_pong_stays_goes_up_and_goes_down():
   assert after[0] == before[0] and after[1] < before[1] - 10 and after[2] > before[2] + 10
 
 
+def test_pong_begins_anew_by_itself():
+  """Byte 9 of its memory counts 256 frames; when it overflows, the scores (bytes 13, 14) are set back and no end is told."""
+  emulator = environments.Emulator('pong', Settings(repeat_action_probability=0, noop_max=0))
+  emulator.begin(0)
+  played, memory = [emulator.step(0) for _ in range(120)], emulator.ale.getRAM()
+  assert (memory[9], memory[13], memory[14]) == (3, 2, 0) and sum(reward for reward, _ in played) == -2
+  emulator.ale.setRAM(9, 255)
+  played = [emulator.step(0) for _ in range(70)]
+  memory = emulator.ale.getRAM()
+  assert memory[9] == 0 and memory[13] + memory[14] < 2 and max(reward for reward, _ in played) > 0
+  assert not any(over for _, over in played)
+
+
 def test_fishing_derby_moves_the_line():
   """Every direction moves something, the button alone nothing; with a fish on the hook the button reels it in faster."""
   game = make('atari/fishing_derby', 6, settings=PLAIN)
