@@ -46,13 +46,14 @@ RULES = {  # flags of main.py
     'published_steps': ['--n_rnn_step_factor=5', '--tau=15', '--tau_readout=2', '--tau_adaptation=70', '--n_refractory=5',
                         '--rate_target=0.02'],
 }
+OF_PONG = ('clipped_updates', 'pong', 'pong_bptt')  # whose windows or frames do not suit Catch
 COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
            'peak_memory_mb')
 CURVE = ('rule', 'seed', 'frames', 'seconds', 'return_200', 'score')
-LEARNED = 0.95  # of Catch's optimal return: `seconds_to_learn` is when the mean of a block first reaches it
+LEARNED = 0.95  # of Catch's optimal return: `seconds_to_learn` is when the mean of a block first reaches it; Pong has none
 PONG = 'atari/pong'
 TITLES = {'catch': 'Catch', 'catch_cue_delay': f'Catch, ball seen in {catch.N_VISIBLE} frames, paddle free after '
-          f'{catch.N_LOCKED} of {catch.N_ROWS - 1} steps', PONG: 'Pong, the beginning of training'}
+          f'{catch.N_LOCKED} of {catch.N_ROWS - 1} steps', PONG: 'Pong, the first {:g} million frames'}
 FLAGS_OF = {level_name: ['--eval_episodes=1024'] for level_name in ('catch', 'catch_cue_delay')}  # of all agents
 FLAGS_OF[PONG] = ['--n_processes=1', '--eval_episodes=32']
 
@@ -88,7 +89,7 @@ def rows_of(job, rule, seed):
   """Rows of both CSV files from a finished run."""
   summary, _ = comparison.results_of(job, ('score', 'games', 'frames'), plots.COLUMNS, ('frames', 'frames_per_s', 'return_200'))
   curve = read_curve(job.folder)
-  reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1]
+  reached = curve[curve[:, 2] >= LEARNED * catch.OPTIMAL_RETURN, 1] if FLAGS.level_name != PONG else ()
   row = dict({name: summary[name] for name in COLUMNS if name in summary}, rule=rule, seed=seed,
              seconds_to_learn=round(reached[0], 1) if len(reached) else '')
   points = [dict(rule=rule, seed=seed, frames=int(frames), seconds=round(seconds, 1), return_200=round(value, 4),
@@ -166,7 +167,9 @@ def print_table(rows, curves):
 
 def main():
   program.apply_smoke(n_seeds=1, out=os.path.join(FLAGS.result_dir, 'comparison_smoke'))
-  comparison.prepare(RULES)
+  if FLAGS.level_name != PONG and FLAGS['frames'].present:
+    raise files.UserError(f'--frames is for --level_name={PONG}; {FLAGS.level_name} plays as many as its preset says')
+  comparison.prepare([rule for rule in RULES if FLAGS.level_name == PONG or rule not in OF_PONG])
   path = os.path.join(FLAGS.out, f'comparison_{short_name()}.csv')
   curve_path = os.path.join(FLAGS.out, f'curves_{short_name()}.csv')
   complete = FLAGS.replot or train_all(path, curve_path)
@@ -182,11 +185,12 @@ def main():
     scores = all(np.isfinite(run['score']).all() for runs in curves.values() for run in runs.values())
     up = ('score', 'score of a game') if scores else ('return_200', 'return of 200 agent steps')
     panels = [(*over_frames, *up), ('hours', 'hours of training', *up)]
+    lines = ((0, 'as many points as the opponent'),) if scores else ()
   else:
     panels = [(*over_frames, 'return_200', 'return per game')]
     lines = (catch.OPTIMAL_RETURN, 'optimal'), (catch.CHANCE_RETURN, 'chance')
-  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure, TITLES[FLAGS.level_name], panels,
-                   lines, FLAGS.show)
+  plots.comparison({rule: list(runs.values()) for rule, runs in curves.items()}, figure,
+                   TITLES[FLAGS.level_name].format(FLAGS.frames / 1e6), panels, lines, FLAGS.show)
   print_table(rows, curves)
   print(f'figure: {figure}', flush=True)
   comparison.end(complete)

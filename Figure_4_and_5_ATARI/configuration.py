@@ -26,7 +26,7 @@ flags.DEFINE_enum('preset', 'paper', ['paper', 'laptop', 'pong', 'fishing_derby'
 program.DEFINE_path('checkpoint', None, 'weights (.npz) to evaluate')
 program.DEFINE_path('restore_from', '', 'weights (.npz) to begin training with')
 program.DEFINE_path('restore_cnn_from', '', 'weights (.npz) of which to take the convolutional layers')
-flags.DEFINE_bool('resume_max_episode_len', True, 'with --restore_from, go on with the schedule of episode lengths where that '
+flags.DEFINE_bool('resume_max_episode_len', True, 'with --restore_from, go on with all schedules where that '
                   'training was')
 flags.DEFINE_string('comment', '', 'a note, kept in config.json')
 # Games
@@ -121,8 +121,7 @@ flags.DEFINE_float('save_every', 1e7, 'frames between two sets of weights to kee
 flags.DEFINE_bool('save_observations', False, 'write what each window showed: frames, rewards, ends')
 flags.DEFINE_bool('export_image_data', False, 'write the screens of each recorded game')
 flags.DEFINE_integer('eval_episodes', 32, 'whole games to evaluate with', lower_bound=1)
-flags.DEFINE_integer('eval_max_episode_len', 16000, 'agent steps after which an evaluated game is stopped; Pong begins anew by '
-                     'itself after 2^16 frames, of which the emulator says nothing', lower_bound=1)
+flags.DEFINE_integer('eval_max_episode_len', 16000, 'agent steps after which an evaluated game is stopped', lower_bound=1)
 flags.DEFINE_bool('eval_greedy', False, 'evaluate and record with each step\'s likeliest action instead of a drawn one')
 flags.DEFINE_integer('eval_length', 200, 'agent steps of the recorded game', lower_bound=1)
 flags.DEFINE_bool('do_plot', True, 'draw the figures')
@@ -164,13 +163,14 @@ LAPTOP_OF = {
         discounting='0.97,5.05e7:0.98', entropy_cost='0.003,5.05e7:0.0005', learning_rate_decay=1.0,
         learning_rate='1.5e-4,1.65e7:4.5e-5,3.3e7:1.35e-5,5.05e7:6e-5,7.45e7:1.8e-5')}
 PONG = dict(
-    LAPTOP, level_name='atari/pong', total_environment_frames=2.6e7,
+    LAPTOP, level_name='atari/pong', total_environment_frames=5.2e7,
     # Heads that see more sharply: finer pools of neurons that are still easier to excite.
     thr_scnn=0.02, avg_pool_1_k=2, avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2,
     # At first not to lose points, from what comes next; then to win them, long after the hit, which a better critic tells.
     unroll_length='20,3e6:80', discounting='0.97,3e6:0.99', gae_lambda='1,3e6:0.97', baseline_cost='0.05,3e6:0.5',
     n_minibatches='1,4e6:4',  # four updates of each window, which is four times as long
-    entropy_cost='0.003,3e6:0.002,1e7:0.0005', learning_rate='1.5e-4,1e7:1e-4', learning_rate_decay=1.0,
+    entropy_cost='0.003,3e6:0.002,1e7:0.0005,2.6e7:0', learning_rate_decay=1.0,
+    learning_rate='1.5e-4,1e7:1e-4,2.6e7:3e-5,4.4e7:1e-5',  # with less noise of the updates the policy becomes sharper
     max_episode_len='3000,2e7:10000')
 FISHING_DERBY = dict(
     LAPTOP, level_name='atari/fishing_derby', n_rec=300,  # 180 LIF and 120 ALIF neurons

@@ -31,6 +31,8 @@ ACTION_CODES = {
 ACTION_NAMES = {'pong': ('STAY', 'UP', 'DOWN')}
 CATCH = {'catch': False, 'catch_cue_delay': True}  # whether with the delay
 NO_LIMIT = 2 ** 31 - 2  # of the emulator's own count of frames
+# Emulator frames after which a game ends whatever the limit: shortly before 2^16 Pong sets its scores back and plays on.
+MOST_FRAMES = {'pong': 64000}
 
 
 class Settings(NamedTuple):
@@ -98,7 +100,8 @@ def make(level_name, n_envs, seed=0, settings=Settings()):
   if n_envs < 1:
     raise UserError(f'at least one environment is needed, not {n_envs}')
   games = _games(level_name, n_envs, settings)
-  return Environment(*games, seed, settings, background(level_name, settings) if settings.subtract_background else None)
+  longest = MOST_FRAMES.get(level_name.removeprefix('atari/'), NO_LIMIT) // settings.frame_skip
+  return Environment(*games, seed, settings, background(level_name, settings) if settings.subtract_background else None, longest)
 
 
 def _games(level_name, n_envs, settings):
@@ -153,6 +156,7 @@ class Environment:
     seed: of everything random.
     settings: Settings.
     background: what frames are compared with, [84, 84], or None.
+    longest: agent steps after which a game ends whatever the limit.
 
   Attributes:
     n_envs, n_actions: B, A.
@@ -160,11 +164,11 @@ class Environment:
     max_episode_len: the limit that is now in force [agent steps].
   """
 
-  def __init__(self, games, codes, action_meanings, seed, settings, background=None):
+  def __init__(self, games, codes, action_meanings, seed, settings, background=None, longest=NO_LIMIT):
     self.n_envs, self.n_actions, self.action_meanings = games.num_envs, len(codes), tuple(action_meanings)
     self.games = games
     self._codes, self._seed, self._settings, self._background = np.asarray(codes), seed, settings, background
-    self.max_episode_len = settings.max_episode_len
+    self.max_episode_len, self._longest = settings.max_episode_len, longest
     # The emulator's own vector environment counts on from the seed; the others know who they are.
     self._first_seed = settings.first_game if isinstance(games, AtariVectorEnv) else 0
 
@@ -218,7 +222,8 @@ class Environment:
 
   def _draw_limits(self, n):
     jitter = self._settings.max_episode_len_jitter
-    return self._rng.integers(max(1, self.max_episode_len - jitter), self.max_episode_len + jitter + 1, n)
+    limits = self._rng.integers(max(1, self.max_episode_len - jitter), self.max_episode_len + jitter + 1, n)
+    return np.minimum(limits, self._longest)
 
 
 def action_codes(name):

@@ -22,7 +22,6 @@ import devices
 import files
 from files import UserError
 import machine
-import playing
 import reports
 import training
 
@@ -40,11 +39,11 @@ def evaluate():
   other = configuration.other_than_of(FLAGS.checkpoint) if FLAGS.mode == 'eval' else ''
   if other:
     raise UserError(f'{FLAGS.checkpoint} is of a training with {other}: give the same flags to evaluate it')
-  environment = configuration.make_environment(min(FLAGS.parallel_episodes, FLAGS.eval_episodes))
-  agent = configuration.make_agent(environment.n_actions)
-  weights = tf.nest.map_structure(tf.Variable, agent.initial_weights(experiment.rng('weights')))
+  agent = configuration.make_agent(configuration.make_environment(1).n_actions)
+  weights, n_frames = tf.nest.map_structure(tf.Variable, agent.initial_weights(experiment.rng('weights'))), 0
   if FLAGS.mode == 'eval':
     checkpoints.restore(by_name(weights), FLAGS.checkpoint)
+    n_frames = training.frames_of(FLAGS.checkpoint, otherwise=float('inf'))
   else:
     training.assign(weights.policy, map(tf.zeros_like, weights.policy))
   folder = os.path.join(FLAGS.result_dir, 'main', FLAGS.run_name or ('chance' if FLAGS.mode == 'chance' else 'evaluation'))
@@ -52,7 +51,7 @@ def evaluate():
     raise UserError(f'{folder} holds a training, whose files an evaluation would replace: give another --run_name')
   os.makedirs(folder, exist_ok=True)
   machine.Lock(folder)
-  lines, summary, signs = reports.evaluate(folder, playing.Player(agent, environment), weights)
+  lines, summary, signs = reports.evaluate(folder, agent, weights, n_frames)
   files.write_json(os.path.join(folder, 'evaluation.json'), dict(summary, signs_of_death=signs))
   print('\n'.join([*lines, *experiment.death_lines(signs), f'results:    {folder}']))
 

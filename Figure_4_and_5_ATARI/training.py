@@ -122,6 +122,11 @@ def sums_of(played, first_step, reward, mask, counted, n_unfinished, result, kl,
               advantage_square=(counted * advantage ** 2).sum(), kl=kl, clipped=clipped)
 
 
+def frames_of(path, otherwise=0):
+  """Emulator frames of the training that weights (.npz) come from; otherwise: if the file does not say."""
+  return checkpoints.load_npz(path, [], ['frames']).get('frames', otherwise)
+
+
 def initial_weights(agent):
   """Variables, at random or as --restore_from and --restore_cnn_from have them.
 
@@ -133,7 +138,7 @@ def initial_weights(agent):
   if FLAGS.restore_from:
     checkpoints.restore(by_name(weights), FLAGS.restore_from)
     if FLAGS.resume_max_episode_len:
-      frames = int(checkpoints.load_npz(FLAGS.restore_from, [], ['frames']).get('frames', 0))
+      frames = int(frames_of(FLAGS.restore_from))
   if FLAGS.restore_cnn_from:
     of_layers = {name: w for name, w in by_name(weights).items() if name in ('conv1', 'bias1', 'conv2', 'bias2')}
     checkpoints.restore(of_layers, FLAGS.restore_cnn_from)
@@ -249,7 +254,7 @@ class Worker:
 def train():
   """Trains an agent."""
   worker = Worker()
-  weights, player, optimizer = worker.weights, worker.player, Optimizer(worker.weights)
+  weights, optimizer = worker.weights, Optimizer(worker.weights)
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, worker.frames_before))
   state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
   state |= {f'advantage_{k}': variable for k, variable in enumerate(worker.scale.variables)}
@@ -274,7 +279,7 @@ def train():
     played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
     frames.assign_add(played)
     run.log(iteration, **{name: value for name, value in dict(
-        sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=player.environment.max_episode_len,
+        sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=configuration.max_episode_len(n_all),
         frames_per_s=played / (time.monotonic() - start)).items() if name in columns})
     passed = lambda every: (n_frames + played) // every > n_frames // every
     if passed(FLAGS.save_every) and replicas.leads():
@@ -282,12 +287,12 @@ def train():
       files.check_finite(arrays(), f'after iteration {iteration}; {path} is not written')
       files.write_npz(path, arrays())
     if FLAGS.do_plot and passed(FLAGS.log_every) and replicas.leads():
-      reports.draw(run.folder, f'_{(n_frames + played) // 1000}k', player, weights, f'after {n_frames + played:,} frames',
-                   n_all)
+      reports.draw(run.folder, f'_{(n_frames + played) // 1000}k', worker.agent, weights,
+                   f'after {n_frames + played:,} frames', n_all, configuration.max_episode_len(n_all))
     if n_frames + played >= FLAGS.total_environment_frames:
       run.stop()
 
   if not replicas.leads():
     return
-  lines, summary, signs = reports.evaluate(run.folder, player, weights)
+  lines, summary, signs = reports.evaluate(run.folder, worker.agent, weights, int(frames + frames_before))
   run.finish(arrays(), dict(summary, frames=int(frames)), [f'after {int(frames):,} frames', *lines], signs)

@@ -288,7 +288,8 @@ def test_presets_and_flags_that_win_over_them(tmp_path):
           {**WHOLE_GAMES, 'gae_lambda': '1,3e6:0.97'}, level_name='atari/pong', thr_scnn=0.02, avg_pool_1_k=2,
           avg_pool_1_stride=2, avg_pool_2_k=4, avg_pool_2_stride=2, unroll_length='20,3e6:80', n_minibatches='1,4e6:4',
           baseline_cost='0.05,3e6:0.5', discounting='0.97,3e6:0.99', max_episode_len='3000,2e7:10000',
-          learning_rate='1.5e-4,1e7:1e-4', entropy_cost='0.003,3e6:0.002,1e7:0.0005', eval_max_episode_len=16000)),
+          learning_rate='1.5e-4,1e7:1e-4,2.6e7:3e-5,4.4e7:1e-5', entropy_cost='0.003,3e6:0.002,1e7:0.0005,2.6e7:0',
+          eval_max_episode_len=16000)),
       'fishing_derby': (['--preset=fishing_derby', '--parallel_episodes=8'], dict(
           WHOLE_GAMES, level_name='atari/fishing_derby', gae_lambda=0.99, normalise_advantages=True, least_reward=0.0,
           num_action_repeats=8, update_epochs=3, n_minibatches=4, learning_rate='3e-4,2.05e7:1e-4')),
@@ -333,6 +334,8 @@ def test_comparison_trains_replots_and_loses_nothing(tmp_path):
   picture.unlink()
   # The figure once more without the runs, and a mistake, whatever else stands beside it.
   replotted = compare('--replot', f'--result_dir={tmp_path}/none')
+  for other, message in (('--rules=pong', 'unknown rule pong;'), ('--frames=1e7', '--frames is for --level_name=atari/pong')):
+    assert message in compare(other, f'--result_dir={tmp_path}', expect=2).stderr
   mistaken = compare('--rules=readout,magic', f'--result_dir={tmp_path}', expect=2)
   assert picture.stat().st_size > 0 and replotted.stdout.splitlines() == first.stdout.splitlines()[-3:]
   assert len(mistaken.errors) == 1 and 'magic' in mistaken.errors[0] and 'Traceback' not in mistaken.stderr

@@ -1,5 +1,6 @@
 """Several workers compute what one computes; they end together, and say why."""
 import csv
+import json
 import os
 import pathlib
 import signal
@@ -124,6 +125,13 @@ def rows(folder, script='program', name='run'):
   with open(folder / script / name / 'metrics.csv', newline='') as file:
     return [{key: float(value) if value else None for key, value in row.items() if key != 'frames_per_s'}
             for row in csv.DictReader(file)]
+
+
+def summary(folder, script, name):
+  """Numbers of summary.json that do not depend on the machine: of figure 4, its evaluated games, too."""
+  values = json.loads((folder / script / name / 'summary.json').read_text())
+  return {key: value for key, value in values.items()
+          if isinstance(value, (int, float)) and key not in ('wall_time_s', 'peak_memory_mb')}
 
 
 def assert_equal(a, b, tolerance=1e-10):
@@ -288,6 +296,7 @@ def test_scripts(scripts, tmp_path, name):
   one, two = (rows(tmp_path, pathlib.Path(path).stem, name) for name in ('one', 'two'))
   assert_equal(two, one)
   assert len(one) >= 5
+  assert_equal(*([summary(tmp_path, pathlib.Path(path).stem, name)] for name in ('two', 'one')))
   one, two = ([path.name for path in (tmp_path / pathlib.Path(path).stem / name).iterdir()] for name in ('one', 'two'))
   assert sorted(one) == sorted(two)
 

@@ -210,6 +210,17 @@ def test_pong_begins_anew_by_itself():
   assert not any(over for _, over in played)
 
 
+def test_games_of_pong_end_before_that(monkeypatch):
+  """Whatever the limit says, and however many frames a step takes."""
+  assert environments.MOST_FRAMES['pong'] < 2 ** 16 - 1000
+  monkeypatch.setitem(environments.MOST_FRAMES, 'pong', 50)
+  for frame_skip, steps in ((4, 12), (10, 5)):
+    game = make('atari/pong', 2, settings=Settings(frame_skip=frame_skip, max_episode_len=10 ** 5, max_episode_len_jitter=0))
+    game.reset(0)
+    ends = play(game, np.zeros((steps, 2), int))[3]
+    assert ends[-1].all() and not ends[:-1].any()
+
+
 def test_fishing_derby_moves_the_line():
   """Every direction moves something, the button alone nothing; with a fish on the hook the button reels it in faster."""
   game = make('atari/fishing_derby', 6, settings=PLAIN)
