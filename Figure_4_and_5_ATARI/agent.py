@@ -52,7 +52,7 @@ class State(NamedTuple):
 
 class Record(NamedTuple):
   """What one agent step leaves behind for learning."""
-  frame: tf.Tensor     # uint8 [B, H, W]
+  frame: tf.Tensor     # [B, H, W], see Environment.reset
   reset: tf.Tensor     # [B] 1 where an episode begins with this frame
   h1: tf.Tensor        # [S, B, H1, W1, F1]
   h2: tf.Tensor        # [S, B, H2, W2, F2]
@@ -138,7 +138,7 @@ class Agent:
     Args:
       weights: Weights.
       state: State after the frame before.
-      frame: grey values 0-255, uint8 [B, H, W].
+      frame: grey values 0-255, uint8 [B, H, W], or how they differ from the background, float32.
       reset: [B], 1 where an episode begins with this frame: the whole state is zeroed before the first of its S steps.
       stop_gradients: let no gradient pass from layer to layer nor from the LSNN's spikes to other neurons and their
         reset, so that autodiff gives e-prop.
