@@ -183,16 +183,16 @@ FIGURES = (
      'above: score of a game, a point per iteration (grey) and its running mean; dotted: games become longer; return of '
      'the first 200 agent steps, likewise; entropy of the policy; firing rate of the LSNN.',
      lambda: game('pong'), 'a score of about 10 after about 3 days on more than 12 cores and a GPU'),
-    ('', F4, 'pong.png', 'A game of Pong: panels as for Catch.', None, None),
+    ('', F4, 'pong.png', 'A game of Pong by the preset pong, likeliest actions: panels as for Catch.', None, None),
     ('', F4, 'comparison_pong.png', 'The first 1.6 million frames of Pong: return of the first 200 agent steps for our '
      'preset and for the preset with one group of settings as published, one seed each.', None, None),
     ('', F4, 'comparison_pong_10M.png', 'The first 10 million frames of Pong by e-prop, BPTT and the readout alone, and by '
      'e-prop with the preset pong: score of a game (of up to 3,000 agent steps) over frames (left) and hours (right), mean and '
      'standard deviation over seeds.',
      lambda: 'whole games:\n' + by_rule(read_csv(F4, 'comparison_pong_10M.csv'), 'score', digits=1), NOT_AVAILABLE),
-    ('', F4, 'comparison_pong_26M.png', 'Training on Pong with the preset pong: score of a game (of up to 3,000 agent steps, '
+    ('', F4, 'comparison_pong_52M.png', 'Training on Pong with the preset pong: score of a game (of up to 3,000 agent steps, '
      'later 10,000) over frames (left) and hours (right), mean and standard deviation over seeds.',
-     lambda: 'whole games, drawn actions:\n' + by_rule(read_csv(F4, 'comparison_pong_26M.csv'), 'score', digits=1),
+     lambda: 'whole games, drawn actions:\n' + by_rule(read_csv(F4, 'comparison_pong_52M.csv'), 'score', digits=1),
      'a score of about 10 after about 3 days on more than 12 cores and a GPU'),
     ('Figure 5: Fishing Derby', F4, 'learning_curve_fishing_derby.png', 'Training on Fishing Derby, one agent: panels as '
      'for Pong.',
