@@ -254,7 +254,7 @@ class Worker:
 def train():
   """Trains an agent."""
   worker = Worker()
-  weights, optimizer = worker.weights, Optimizer(worker.weights)
+  weights, games, optimizer = worker.weights, worker.player.environment, Optimizer(worker.weights)
   frames, frames_before = (tf.Variable(n, dtype=tf.int64) for n in (0, worker.frames_before))
   state = {f'optimizer_{k}': variable for k, variable in enumerate(optimizer.variables)}
   state |= {f'advantage_{k}': variable for k, variable in enumerate(worker.scale.variables)}
@@ -279,7 +279,7 @@ def train():
     played = n_steps * FLAGS.parallel_episodes * FLAGS.num_action_repeats
     frames.assign_add(played)
     run.log(iteration, **{name: value for name, value in dict(
-        sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=configuration.max_episode_len(n_all),
+        sums.row(), frames=n_frames + played, learning_rate=rate, max_episode_len=games.max_episode_len,
         frames_per_s=played / (time.monotonic() - start)).items() if name in columns})
     passed = lambda every: (n_frames + played) // every > n_frames // every
     if passed(FLAGS.save_every) and replicas.leads():
@@ -288,7 +288,7 @@ def train():
       files.write_npz(path, arrays())
     if FLAGS.do_plot and passed(FLAGS.log_every) and replicas.leads():
       reports.draw(run.folder, f'_{(n_frames + played) // 1000}k', worker.agent, weights,
-                   f'after {n_frames + played:,} frames', n_all, configuration.max_episode_len(n_all))
+                   f'after {n_frames + played:,} frames', n_all, games.max_episode_len)
     if n_frames + played >= FLAGS.total_environment_frames:
       run.stop()
 
