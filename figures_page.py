@@ -69,10 +69,13 @@ def last_rows(name):
 
 def criterion_reached():
   """Iterations to the criterion of evidence accumulation, a line per rule."""
-  counts = {}
-  for row in last_rows('comparison_evidence_accumulation.csv'):
-    counts.setdefault(row['rule'], []).extend([int(row['iteration'])] if row['criterion_reached'] == 'True' else [])
-  return '\n'.join(f'{RULES.get(rule, rule)}: {", ".join(map(str, sorted(n))) or "not reached"}' for rule, n in counts.items())
+  lines = []
+  rows = last_rows('comparison_evidence_accumulation.csv')
+  for rule in dict.fromkeys(row['rule'] for row in rows):
+    of_rule = [row for row in rows if row['rule'] == rule]
+    reached = sorted(int(row['iteration']) for row in of_rule if row['criterion_reached'] == 'True')
+    lines.append(f'{RULES.get(rule, rule)}: {", ".join(map(str, reached)) or "not reached"} ({len(reached)} of {len(of_rule)})')
+  return '\n'.join(lines)
 
 
 def game(name):
