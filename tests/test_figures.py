@@ -196,6 +196,14 @@ def test_colours_of_figure_2_differ_in_lightness():
     assert len(steps) > 1 and min(b - a for a, b in zip(steps, steps[1:])) > 10, group
 
 
+def test_every_agent_of_figure_4_has_a_line_in_its_figure():
+  """Or hours of training end without one."""
+  code = 'import compare_learning_rules, plots; print(set(compare_learning_rules.RULES) ^ set(plots.RULES))'
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT / 'Figure_4_and_5_ATARI', stdout=subprocess.PIPE, text=True,
+                        check=True)
+  assert done.stdout.strip() == 'set()'
+
+
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
   """The page of all figures, in a folder with links to those of the repository."""
