@@ -97,13 +97,14 @@ flags.DEFINE_float('decay_every', 1e8, 'frames between two decays', lower_bound=
 flags.DEFINE_float('epsilon', 1.0, 'epsilon of Adam', lower_bound=0)
 schedules.define('discounting', 0.99, 'discount per agent step', upper_bound=1)
 schedules.define('gae_lambda', 1.0, 'decay of advantages beside the discount, generalised advantage estimation', upper_bound=1)
-flags.DEFINE_bool('normalise_advantages', False, 'divide the policy\'s advantages by their running standard deviation')
+flags.DEFINE_bool('normalise_advantages', False, 'divide the policy\'s advantages by their running root mean square')
 flags.DEFINE_integer('update_epochs', 1, 'how often each window is learned from, see clipped_updates.py', 1, 1000)
 schedules.define('n_minibatches', 1, 'groups of environments into which it is split, an update for each', 1, 10 ** 5,
                  whole=True)
 flags.DEFINE_float('clip_range', 0.2, 'change of an action\'s relative probability from which on such updates ignore it',
                    lower_bound=0)
-flags.DEFINE_float('critic_warmup_frames', 0, 'frames at the beginning in which the policy does not learn', lower_bound=0)
+flags.DEFINE_float('critic_warmup_frames', 0, 'frames at the beginning in which the policy does not learn from rewards',
+                   lower_bound=0)
 schedules.define('entropy_cost', 0.0025, 'weight of the entropy')
 schedules.define('baseline_cost', 1.0, 'weight of the squared error of the value')
 flags.DEFINE_float('rate_cost', 50.0, 'weight of the rate regularisation', lower_bound=0)

@@ -107,7 +107,7 @@ def read_curve(path):
 
 
 def smooth(values, n):
-  """Mean of the last n finite values at each point."""
+  """Mean of the finite ones of the last n values, at each point."""
   kept = np.isfinite(values)
   total, count = np.cumsum(np.where(kept, values, 0)), np.cumsum(kept)
   total[n:], count[n:] = total[n:] - total[:-n], count[n:] - count[:-n]
