@@ -124,7 +124,7 @@ class AdvantageScale:
     self.variables = [tf.Variable(0.0, dtype=tf.float64) for _ in range(2)]
 
   def policy_weight(self, n_frames):
-    """Of the policy loss of the window that begins after n_frames; 0 while the critic warms up, or while there is nothing to divide by."""
+    """Of the policy loss of the window that begins after n_frames; 0 while the critic warms up or nothing is known."""
     square, weight = (float(variable) for variable in self.variables)
     if n_frames < FLAGS.critic_warmup_frames:
       return 0.0
