@@ -230,8 +230,10 @@ def other_than_of(weights, names=OF_AGENT):
   Raises:
     UserError: config.json is damaged.
   """
-  path = os.path.join(os.path.dirname(os.path.abspath(weights)), 'config.json')
-  if not os.path.exists(path):
+  weights = os.path.abspath(weights)
+  paths = weights.removesuffix('weights.npz') + 'config.json', os.path.join(os.path.dirname(weights), 'config.json')
+  path = next(filter(os.path.exists, paths), None)
+  if path is None:
     return ''
   was = files.read_json(path, ['flags'])['flags']
   if not isinstance(was, dict):

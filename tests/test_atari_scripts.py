@@ -60,6 +60,16 @@ def test_evaluation_is_of_the_agent_that_was_trained_and_keeps_what_is_there(tmp
   assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
 
 
+def test_published_weights_play_with_the_flags_of_their_training_alone(tmp_path):
+  of = {'pong_finer': ['--preset=pong'], 'pong': ['--preset=laptop', '--level_name=atari/pong'],
+        'fishing_derby': ['--preset=fishing_derby']}
+  evaluation = {name: ['--mode=eval', f'--checkpoint={FOLDER}/figures/{name}_weights.npz', '--do_plot=False',
+                       f'--result_dir={tmp_path}', f'--run_name={name}'] for name in of}
+  call_all([[*of[name], *evaluation[name]] for name in of])
+  for done in call_all([evaluation[name] for name in of], expect=2):
+    assert len(done.errors) == 1 and '--thr_scnn=' in done.errors[0] and '(now 0.1)' in done.errors[0], done.stderr
+
+
 @pytest.mark.parametrize('impls, flags', [
     (('adjoint', 'hardcoded', 'autodiff'), []),
     # The online form keeps its traces from window to window. Autodiff simulates each window anew, with its weights.
