@@ -47,8 +47,7 @@ flags.DEFINE_bool('fire_reset', False, 'press the button at the beginning of a g
 flags.DEFINE_bool('subtract_background', False, 'show how frames differ from their median')
 flags.DEFINE_float('reward_scale', 1.0, 'factor of the clipped rewards that are learned from')
 flags.DEFINE_float('least_reward', -1.0, 'lower bound to which rewards are clipped; 0: learn from gains alone', -1.0, 0.0)
-flags.DEFINE_integer('emulator_threads', 0, 'threads of the emulators, worth it from four cores on; 0: none of their own', 0,
-                     1024)
+flags.DEFINE_integer('emulator_threads', 0, 'threads of the emulators, faster in long games; 0: none of their own', 0, 1024)
 # Network
 flags.DEFINE_integer('n_rec', 400, 'neurons of the LSNN', 1, 10 ** 5)
 flags.DEFINE_float('fraction_adaptive', 0.4, 'share of ALIF neurons', 0.0, 1.0)

@@ -36,7 +36,7 @@ MOST_FRAMES = {'pong': 64000}
 
 
 class Settings(NamedTuple):
-  """How the games are played; the defaults are the published program's. Catch uses those of the episode length only.
+  """How the games are played; the defaults are the published program's. Catch uses the last five alone.
 
   Attributes:
     frame_skip: emulator frames per agent step.
@@ -44,8 +44,8 @@ class Settings(NamedTuple):
     noop_max: most frames without action at the beginning of a game; their number is uniform from 0.
     maxpool: show the maximum of the last two emulator frames instead of the last.
     fire_reset: press the button at the beginning of a game.
-    threaded: ale_py's vector environment, with threads of its own. `Environment.reset` costs it a tenth of a second per game:
-      on two cores it is faster if some 300 agent steps or more follow. It has no colour screens.
+    threaded: ale_py's vector environment, with threads of its own. `Environment.reset` takes it a few hundredths of a second per
+      game: with two threads it is faster where some 190 agent steps or more follow (README.md, Speed). It has no colour screens.
     n_threads: how many threads, if threaded.
     max_episode_len: agent steps after which a game is stopped.
     max_episode_len_jitter: how far that varies, uniformly, from game to game.
