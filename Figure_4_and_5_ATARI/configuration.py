@@ -140,7 +140,7 @@ LEARNS_FAST = dict(epsilon=1e-5, reg_factor_cnn=1.0, use_cubic_schedule=False)  
 LAPTOP = dict(  # Atari games on two cores; README.md: why
     **LEARNS_FAST,
     # An update after each short window; whole games.
-    apply_after_end=False, unroll_length=20, max_episode_len=3000, n_workers=2,
+    apply_after_end=False, unroll_length=20, max_episode_len=3000, n_workers=2, total_environment_frames=5e7,
     learning_rate=1.5e-4, learning_rate_heads=10.0, learning_rate_decay=0.3, decay_every=1.65e7,
     # Rewards that are near, and costs that do not outweigh them in the gradient.
     discounting=0.97, entropy_cost=0.003, baseline_cost=0.05, rate_cost=0.2, voltage_cost_rnn=2e-5, voltage_cost_cnn=0.002,
@@ -179,8 +179,7 @@ FISHING_DERBY = dict(
     # The opponent's 99 points are lost whatever the agent does: it learns from what it wins, which is little at first.
     least_reward=0.0, normalise_advantages=True, critic_warmup_frames=2e5, baseline_cost=0.5, entropy_cost='0.02,1.05e7:0.005',
     # Twelve updates of each window: what little is won counts more than once.
-    update_epochs=3, n_minibatches=4, learning_rate='3e-4,2.05e7:1e-4', learning_rate_heads=3.0, learning_rate_decay=1.0,
-    total_environment_frames=5e7)
+    update_epochs=3, n_minibatches=4, learning_rate='3e-4,2.05e7:1e-4', learning_rate_heads=3.0, learning_rate_decay=1.0)
 
 
 def preset():
