@@ -36,7 +36,8 @@ RULES = {  # flags of main.py
                         '--max_episode_len=10000'],
     'pong': ['--preset=pong'],
     'pong_bptt': ['--preset=pong', '--nouse_eprop'],
-    'pong_plain': ['--preset=pong', '--gae_lambda=1', '--n_minibatches=1'],  # returns as published, one update per window
+    'pong_one_update': ['--preset=pong', '--n_minibatches=1'],  # per window
+    'pong_plain': ['--preset=pong', '--gae_lambda=1', '--n_minibatches=1'],  # the same with returns as published
     'published_adam': ['--epsilon=1', '--learning_rate=1e-3', '--learning_rate_heads=1'],
     'published_updates': ['--apply_after_end', '--unroll_length=100'],
     'published_cnn': ['--reg_factor_cnn=1e8'],
@@ -47,7 +48,7 @@ RULES = {  # flags of main.py
     'published_steps': ['--n_rnn_step_factor=5', '--tau=15', '--tau_readout=2', '--tau_adaptation=70', '--n_refractory=5',
                         '--rate_target=0.02'],
 }
-OF_PONG = ('clipped_updates', 'pong', 'pong_bptt', 'pong_plain')  # whose windows or frames do not suit Catch
+OF_PONG = ('clipped_updates', 'pong', 'pong_bptt', 'pong_one_update', 'pong_plain')  # whose windows or frames do not suit Catch
 COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
            'peak_memory_mb')
 CURVE = ('rule', 'seed', 'frames', 'seconds', 'return_200', 'score')
