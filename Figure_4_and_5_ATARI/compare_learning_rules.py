@@ -48,7 +48,8 @@ RULES = {  # flags of main.py
     'published_steps': ['--n_rnn_step_factor=5', '--tau=15', '--tau_readout=2', '--tau_adaptation=70', '--n_refractory=5',
                         '--rate_target=0.02'],
 }
-OF_PONG = ('clipped_updates', 'pong', 'pong_bptt', 'pong_one_update', 'pong_plain')  # whose windows or frames do not suit Catch
+# Whose windows or frames do not suit Catch.
+OF_PONG = ('clipped_updates', 'pong', 'pong_bptt', 'pong_one_update', 'pong_plain')
 COLUMNS = ('rule', 'seed', 'score', 'score_sd', 'games', 'frames', 'iterations', 'seconds_to_learn', 'wall_time_s',
            'peak_memory_mb')
 CURVE = ('rule', 'seed', 'frames', 'seconds', 'return_200', 'score')

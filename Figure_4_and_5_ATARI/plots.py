@@ -20,6 +20,7 @@ RULES = {  # label, colour and line style of each agent in comparisons
     'clipped_updates': ('twelve clipped updates per window', palette.VERMILION, '-'),
     'pong': ('preset pong, e-prop', palette.GREEN, '-'),
     'pong_bptt': ('preset pong, BPTT', palette.GREEN, '--'),
+    'pong_one_update': ('preset pong, one update per window', palette.ORANGE, '--'),
     'pong_plain': ('preset pong, plain advantages, one update per window', palette.ORANGE, '-'),
     'published_adam': ('published epsilon and rates of Adam', palette.GREEN, '-'),
     'published_updates': ('published updates, once in an iteration', palette.ORANGE, '-'),
