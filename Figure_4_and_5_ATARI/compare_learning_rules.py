@@ -36,8 +36,8 @@ RULES = {  # flags of main.py
                         '--max_episode_len=10000'],
     'pong': ['--preset=pong'],
     'pong_bptt': ['--preset=pong', '--nouse_eprop'],
-    'pong_one_update': ['--preset=pong', '--n_minibatches=1'],  # per window
-    'pong_plain': ['--preset=pong', '--gae_lambda=1', '--n_minibatches=1'],  # the same with returns as published
+    'pong_one_update': ['--preset=pong', '--n_minibatches=1'],  # of each window
+    'pong_plain': ['--preset=pong', '--gae_lambda=1', '--n_minibatches=1'],  # returns as published, one update per window
     'published_adam': ['--epsilon=1', '--learning_rate=1e-3', '--learning_rate_heads=1'],
     'published_updates': ['--apply_after_end', '--unroll_length=100'],
     'published_cnn': ['--reg_factor_cnn=1e8'],

@@ -219,14 +219,14 @@ def other_than_of(weights, names=OF_AGENT):
   """Flags that the training from which weights come had other values of, as the config.json beside them has it.
 
   Args:
-    weights: path of the .npz.
+    weights: path of the .npz. NAME_config.json beside NAME_weights.npz goes before config.json.
     names: flags to look at.
 
   Returns:
     str, '--tau=15.0 (now 6.0), ...'; empty if there is no such flag or no such file.
 
   Raises:
-    UserError: config.json is damaged.
+    UserError: that file is damaged.
   """
   weights = os.path.abspath(weights)
   paths = weights.removesuffix('weights.npz') + 'config.json', os.path.join(os.path.dirname(weights), 'config.json')
